@@ -1,0 +1,72 @@
+"""CBOR (RFC 8949) as packnback reads and writes it: one way to write a value, and no other is accepted.
+
+Everything decoded here may come from an attacker. A document is accepted only if it decodes without tags,
+indefinite lengths, duplicate keys or nesting beyond 16, and then encodes to the very same bytes; that one
+comparison also refuses trailing bytes and integers that are longer than they need to be.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import cbor2
+
+from packnback.errors import FormatDamage
+
+DEPTH_LIMIT = 16
+
+
+def _refuse(*_: object) -> NoReturn:
+    raise ValueError("tagged value")
+
+
+# The tags that the library would interpret by itself; any other one goes to `tag_hook`.
+_KNOWN = (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)
+_TAGS = dict.fromkeys(_KNOWN, _refuse)
+
+
+def encode(value: Any) -> bytes:
+    """`value` (None, bool, int, bytes, str, list, dict) as CBOR; dicts keep their order."""
+    return cbor2.dumps(value)
+
+
+def decode(data: bytes, what: str) -> Any:
+    """The value that `data` encodes; `what` names the structure in errors.
+
+    Raises FormatDamage for anything that `encode` would not have written.
+    """
+    try:
+        value = cbor2.loads(
+            data,
+            max_depth=DEPTH_LIMIT,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            semantic_decoders=_TAGS,
+            tag_hook=_refuse,
+        )
+        same = cbor2.dumps(value) == data
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        raise FormatDamage(what, f"not CBOR: {error}") from None
+    if not same:
+        raise FormatDamage(what, "not in its one accepted encoding")
+    return value
+
+
+def expect(condition: bool, what: str, why: str) -> None:
+    """Raise FormatDamage(what, why) unless `condition` holds: the decoders' one way to refuse."""
+    if not condition:
+        raise FormatDamage(what, why)
+
+
+def is_uint(value: object, limit: int = 1 << 63) -> bool:
+    """Whether `value` is an int (not a bool) in [0, limit)."""
+    return type(value) is int and 0 <= value < limit
+
+
+def uint_list(value: object, what: str, limit: int = 1 << 63) -> list[int]:
+    """`value` as a list of ints in [0, limit), or FormatDamage."""
+    if type(value) is not list or not all(type(x) is int for x in value):
+        raise FormatDamage(what, "not a list of integers")
+    if value and (min(value) < 0 or max(value) >= limit):
+        raise FormatDamage(what, "integer out of range")
+    return value

@@ -1,0 +1,132 @@
+"""The repository as backup, restore and the command line see it.
+
+Whether it is a directory (`store.repository`) or the far end of an ssh pipe (`remote.client`) is decided in
+the command line; nobody else can tell. Everything that crosses this line is bytes that the format layer
+describes, and small frozen values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from packnback.errors import PacknbackError
+from packnback.format.config import Config
+from packnback.format.snapshot import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """What a repository itself knows of a snapshot, without any key."""
+
+    name: str
+    """Its file's name in ``snapshots/``."""
+    id: bytes
+    client_id: bytes
+    client: str
+    """The client's name, from the certificate."""
+    domain_id: bytes
+    epoch: int
+    sequence: int
+    prev: bytes
+    root: bytes
+    time_ns: int
+    """The client's own time, from the signed header."""
+    receipt: Receipt
+    partial: bool
+    forgotten_ns: int | None
+    """Time in the newest marker, or None when live."""
+    complete: bool
+    """Whether its root and all that the root needs is there."""
+    size: int
+    """Bytes of the snapshot file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest snapshot of a client, live or released: where its chain goes on."""
+
+    sequence: int
+    id: bytes
+    received_ns: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The answer to a commit. Put clients are told the time, never the repository-wide counter."""
+
+    name: str
+    id: bytes
+    received_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """One object on its way to a reader: its whole record and its envelope, or why it cannot be had."""
+
+    id: bytes
+    record: memoryview | bytes
+    envelope: bytes
+    """The 1292 envelope bytes; empty when there is a problem."""
+    problem: PacknbackError | None = None
+
+
+class Session(Protocol):
+    """One writer at work: it adds packs and, at the end, a snapshot. Not thread-safe."""
+
+    def has(self, ids: Sequence[bytes]) -> list[bool]:
+        """For each id, whether the object *and everything it needs* is there, open packs included."""
+
+    def put(self, records: Iterable[bytes]) -> None:
+        """Add whole records (format.record). An envelope record comes before the first record that needs it.
+
+        What an object needs has been put before it, or is there. Putting what is there already changes
+        nothing. Durable only after `flush`.
+        """
+
+    def flush(self) -> None:
+        """Everything put so far is durable and in the index when this returns."""
+
+    def head(self) -> Head | None:
+        """This client's newest snapshot."""
+
+    def commit(self, snapshot: bytes) -> Committed:
+        """Flush, then publish the snapshot (format.snapshot without receipt): the commit point.
+
+        Idempotent: the same header gets the stored receipt. Raises StaleSequence when another header has
+        the number, Damage when the root is not complete.
+        """
+
+    @property
+    def bytes_published(self) -> int:
+        """Bytes of packs and snapshot files that this session has published."""
+
+
+class Repository(Protocol):
+    """A repository, wherever it is."""
+
+    location: str
+    """As the user wrote it, resolved: an absolute path or an ssh URL."""
+    config: Config
+
+    def session(self, certificate: bytes) -> AbstractContextManager[Session]:
+        """Open a session for the client that the certificate names. Holds the lock shared."""
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """Every snapshot file: live, forgotten and partial, oldest receipt first."""
+
+    def read_snapshot(self, name: str) -> bytes:
+        """A snapshot file's bytes (with receipt). Raises SnapshotUnknown."""
+
+    def fetch(self, ids: Sequence[bytes]) -> Iterator[Fetched]:
+        """Each object once, in the order in which they are cheapest to read, not in that of `ids`.
+
+        Records are checked against their checksum; every location is tried before a problem is reported
+        (ObjectMissing, ObjectDamage, PackDamage), one Fetched per id, never an exception for one of many.
+        """
+
+    def close(self) -> None:
+        """Give back locks and handles."""
