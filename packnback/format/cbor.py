@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 import cbor2
 
-from packnback.errors import FormatDamage
+from packnback.errors import FormatDamage, UnsupportedVersion
 
 DEPTH_LIMIT = 16
+"""At most so many arrays and maps inside one another."""
 
 
 def _refuse(*_: object) -> NoReturn:
@@ -33,12 +34,14 @@ def encode(value: Any) -> bytes:
 def decode(data: bytes, what: str) -> Any:
     """The value that `data` encodes; `what` names the structure in errors.
 
-    Raises FormatDamage for anything that `encode` would not have written.
+    Raises FormatDamage for anything that `encode` would not have written, but for numbers that are no
+    integers and simple values: whoever takes the value apart asks for the exact type of each item, because
+    ``True``, ``1.0`` and the simple value 1 all equal the integer 1.
     """
     try:
         value = cbor2.loads(
             data,
-            max_depth=DEPTH_LIMIT,
+            max_depth=DEPTH_LIMIT - 1,  # the library counts the outermost container as 0
             allow_indefinite=False,
             allow_duplicate_keys=False,
             semantic_decoders=_TAGS,
@@ -61,6 +64,14 @@ def expect(condition: bool, what: str, why: str) -> None:
 def is_uint(value: object, limit: int = 1 << 63) -> bool:
     """Whether `value` is an int (not a bool) in [0, limit)."""
     return type(value) is int and 0 <= value < limit
+
+
+def expect_version(value: object, what: str, supported: int = 1) -> None:
+    """Refuse any version but `supported`: UnsupportedVersion for another one, FormatDamage for what is none."""
+    if not is_uint(value):
+        raise FormatDamage(what, "version")
+    if value != supported:
+        raise UnsupportedVersion(what, value, supported)  # type: ignore[arg-type]
 
 
 def uint_list(value: object, what: str, limit: int = 1 << 63) -> list[int]:

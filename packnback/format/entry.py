@@ -172,6 +172,7 @@ def decode_block(ids: Sequence[bytes], block: bytes) -> list[Entry]:
         entry = Entry(
             names[i], types[i], modes[i], uids[i], gids[i], mtimes[i], sizes[i], check=checks[i]
         )
+        cbor.expect(bool(sizes[i]) if objects[i] else not offsets[i], _WHAT, "an extent of nothing")
         if objects[i]:
             entry.extents = (Extent(ids[objects[i] - 1], offsets[i], sizes[i]),)
             used.add(objects[i])
@@ -209,6 +210,7 @@ def _unfold(column: object, count: int, limit: int) -> list[int]:
 def _decode_rare(entry: Entry, rare: Any, ids: Sequence[bytes], used: set[int]) -> None:
     cbor.expect(type(rare) is dict and bool(rare), _WHAT, "rare attributes")
     for key, value in rare.items():
+        cbor.expect(type(key) is int, _WHAT, "rare attributes")
         if key == _EXTENTS:
             cbor.expect(not entry.extents, _WHAT, "extents twice")
             entry.extents = decode_extents(value, ids, used)
@@ -219,6 +221,7 @@ def _decode_rare(entry: Entry, rare: Any, ids: Sequence[bytes], used: set[int]) 
             entry.far = decode_far(value[1:], ids, used)
         elif key in (_TARGET, _LINK):
             cbor.expect(type(value) is bytes and 0 < len(value) <= 4096, _WHAT, "target or link key")
+            cbor.expect(key == _LINK or b"\0" not in value, _WHAT, "a target that is no path")
             setattr(entry, "target" if key == _TARGET else "link_key", value)
         elif key == _RDEV:
             cbor.expect(cbor.is_uint(value), _WHAT, "device number")
@@ -226,9 +229,10 @@ def _decode_rare(entry: Entry, rare: Any, ids: Sequence[bytes], used: set[int]) 
         elif key == _XATTRS:
             cbor.expect(type(value) is dict, _WHAT, "extended attributes")
             cbor.expect(all(type(x) is bytes for item in value.items() for x in item), _WHAT, "attributes")
+            cbor.expect(all(0 < len(x) <= NAME_LIMIT and b"\0" not in x for x in value), _WHAT, "attribute name")
             entry.xattrs = value
         elif key == _IMPLICIT:
-            cbor.expect(value == 1, _WHAT, "implicit")
+            cbor.expect(cbor.is_uint(value) and value == 1, _WHAT, "implicit")
             entry.implicit = True
         else:
             cbor.expect(False, _WHAT, "unknown attribute")
@@ -298,10 +302,11 @@ class ExtentObject:
 
 
 def decode_extent_object(refs: bytes, plaintext: bytes) -> ExtentObject:
-    """An extent object with its concatenated refs; every ref is used. Raises FormatDamage."""
+    """An extent object with its concatenated refs; every ref is used. Raises FormatDamage or UnsupportedVersion."""
     value = cbor.decode(plaintext, "extents")
-    cbor.expect(type(value) is list and len(value) == 3 and value[0] == 1, "extents", "shape")
-    cbor.expect(cbor.is_uint(value[1], 8), "extents", "depth")
+    cbor.expect(type(value) is list and len(value) > 0, "extents", "shape")
+    cbor.expect_version(value[0], "extents")
+    cbor.expect(len(value) == 3 and cbor.is_uint(value[1], 8), "extents", "depth")
     ids = [refs[i : i + ID_LEN] for i in range(0, len(refs), ID_LEN)]
     used: set[int] = set()
     if value[1] == 0:

@@ -96,14 +96,15 @@ def encode_page(groups: Sequence[Group]) -> tuple[list[bytes], bytes]:
 
 
 def decode_page(refs: bytes, plaintext: bytes) -> list[Group]:
-    """The groups of a page with its concatenated refs. Raises FormatDamage.
+    """The groups of a page with its concatenated refs. Raises FormatDamage or UnsupportedVersion.
 
     Blocks are not decoded here: a reader that looks for one directory decodes that one.
     """
     what = "page"
     value = cbor.decode(plaintext, what)
-    cbor.expect(type(value) is list and len(value) == 2 and value[0] == 1, what, "shape")
-    cbor.expect(type(value[1]) is list and bool(value[1]), what, "shape")
+    cbor.expect(type(value) is list and len(value) > 0, what, "shape")
+    cbor.expect_version(value[0], what)
+    cbor.expect(len(value) == 2 and type(value[1]) is list and bool(value[1]), what, "shape")
     ids = [refs[i : i + ID_LEN] for i in range(0, len(refs), ID_LEN)]
     used: set[int] = set()
     groups = []
@@ -138,10 +139,12 @@ def encode_table(children: Sequence[Child], depth: int) -> tuple[list[bytes], by
 
 
 def decode_table(refs: bytes, plaintext: bytes) -> Table:
-    """A table with its concatenated refs. Raises FormatDamage."""
+    """A table with its concatenated refs. Raises FormatDamage or UnsupportedVersion."""
     what = "table"
     value = cbor.decode(plaintext, what)
-    cbor.expect(type(value) is list and len(value) == 5 and value[0] == 1, what, "shape")
+    cbor.expect(type(value) is list and len(value) > 0, what, "shape")
+    cbor.expect_version(value[0], what)
+    cbor.expect(len(value) == 5, what, "shape")
     _, depth, order, firsts, totals = value
     count = len(refs) // ID_LEN
     cbor.expect(cbor.is_uint(depth, LEVEL_LIMIT) and 0 < count <= REFS_LIMIT, what, "shape")

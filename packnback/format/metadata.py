@@ -66,7 +66,7 @@ def decode(plaintext: bytes) -> tuple[tuple[bytes, int, bytes, bytes], Metadata]
     metadata = Metadata(
         host=_take(value, "host", lambda x: type(x) is str),
         paths=tuple(_take(value, "paths", lambda x: type(x) is list and all(type(p) is bytes for p in x))),
-        started_ns=_take(value, "started", lambda x: type(x) is int),
+        started_ns=_take(value, "started", lambda x: type(x) is int and -(1 << 63) <= x < 1 << 63),
         files=_take(value, "files", cbor.is_uint),
         directories=_take(value, "directories", cbor.is_uint),
         bytes=_take(value, "bytes", cbor.is_uint),

@@ -161,9 +161,9 @@ def decode_footer(data: bytes, trailer: Trailer) -> Footer:
     if len(data) != trailer.footer_length or blake3(data).digest() != trailer.footer_hash:
         raise FormatDamage(_WHAT, "hash")
     value = cbor.decode(data, _WHAT)
-    cbor.expect(type(value) is list and len(value) == 4 and cbor.is_uint(value[0]), _WHAT, "shape")
-    if value[0] != _VERSION:
-        raise UnsupportedVersion("pack footer", value[0], _VERSION)
+    cbor.expect(type(value) is list and len(value) > 0, _WHAT, "shape")
+    cbor.expect_version(value[0], _WHAT, _VERSION)
+    cbor.expect(len(value) == 4, _WHAT, "shape")
     _, nonce, record_rows, envelope_rows = value
     cbor.expect(type(nonce) is bytes and len(nonce) == NONCE_LEN, _WHAT, "nonce")
     cbor.expect(type(record_rows) is list and type(envelope_rows) is list, _WHAT, "shape")
@@ -209,7 +209,8 @@ def _envelope_row(row: Any) -> EnvelopeRow:
         (domain_id, DOMAIN_ID_LEN),
     ):
         cbor.expect(type(value) is bytes and len(value) == size, _WHAT, "envelope row")
-    cbor.expect(cbor.is_uint(epoch, 1 << 32) and object_class in (1, 2), _WHAT, "envelope row")
+    cbor.expect(cbor.is_uint(epoch, 1 << 32) and cbor.is_uint(object_class), _WHAT, "envelope row")
+    cbor.expect(object_class in (ObjectClass.DATA, ObjectClass.META), _WHAT, "class")
     return EnvelopeRow(offset, length, object_id, checksum, client_id, domain_id, epoch, object_class)
 
 

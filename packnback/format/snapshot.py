@@ -132,10 +132,12 @@ def decode_receipt(data: bytes) -> Receipt:
     if blake3(data[:-CHECKSUM_LEN]).digest(CHECKSUM_LEN) != data[-CHECKSUM_LEN:]:
         raise FormatDamage("receipt", "checksum")
     magic, version, flags, reserved, time_ns, counter, added = _RECEIPT.unpack_from(data)
-    if magic != b"PNBT" or reserved or flags & ~SELF_STAMPED:
-        raise FormatDamage("receipt", "magic or flags")
+    if magic != b"PNBT":
+        raise FormatDamage("receipt", "magic")
     if version != 1:
         raise UnsupportedVersion("receipt", version, 1)
+    if reserved or flags & ~SELF_STAMPED:
+        raise FormatDamage("receipt", "unknown flags")
     return Receipt(time_ns, counter, added, bool(flags & SELF_STAMPED))
 
 
@@ -226,9 +228,9 @@ def decode_batch(data: bytes) -> list[KeptHeader]:
     """The headers of a batch; each one decodes. Raises FormatDamage or UnsupportedVersion."""
     what = "header batch"
     value = cbor.decode(data, what)
-    cbor.expect(type(value) is list and len(value) == 2 and type(value[1]) is list, what, "shape")
-    if value[0] != 1:
-        raise UnsupportedVersion(what, value[0] if cbor.is_uint(value[0]) else -1, 1)
+    cbor.expect(type(value) is list and len(value) > 0, what, "shape")
+    cbor.expect_version(value[0], what)
+    cbor.expect(len(value) == 2 and type(value[1]) is list, what, "shape")
     kept = []
     for row in value[1]:
         cbor.expect(type(row) is list and len(row) == 4 and all(type(x) is bytes for x in row), what, "row")
@@ -251,13 +253,14 @@ def marker_name(client_id: bytes, sequence: int, time_ns: int) -> str:
 
 def parse_name(name: str) -> tuple[bytes, int, str]:
     """(client id, sequence, what follows the dot) of a name in ``snapshots/`` or ``forgotten/``."""
-    stem, dot, rest = name.partition(".")
-    client, dash, sequence = stem.partition("-")
+    stem, _, rest = name.partition(".")
+    client, _, sequence = stem.partition("-")
     try:
         parsed = bytes.fromhex(client), int(sequence, 16), rest
     except ValueError:
         raise FormatDamage("file name", "not CLIENTID-SEQ", name) from None
-    if not dot or not dash or f"{parsed[0].hex()}-{parsed[1]:016x}" != stem or len(parsed[0]) != 16:
+    # `int` also takes signs, prefixes and underscores: only the name that would be written is accepted.
+    if not 0 < parsed[1] < 1 << 64 or len(parsed[0]) != 16 or f"{parsed[0].hex()}-{parsed[1]:016x}.{rest}" != name:
         raise FormatDamage("file name", "not CLIENTID-SEQ", name)
     return parsed
 
@@ -269,6 +272,6 @@ def parse_marker_name(name: str) -> tuple[bytes, int, int]:
         time_ns = int(rest, 16)
     except ValueError:
         raise FormatDamage("file name", "no time", name) from None
-    if f"{time_ns:016x}" != rest:
+    if not 0 <= time_ns < 1 << 63 or f"{time_ns:016x}" != rest:
         raise FormatDamage("file name", "no time", name)
     return client_id, sequence, time_ns
