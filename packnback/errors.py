@@ -73,6 +73,13 @@ class StorageFailed(Failed):
 
 
 @dataclass(eq=False)
+class BlobMissing(Failed):
+    """The storage positively has no blob of this name. What that means is for the caller to say."""
+
+    name: str
+
+
+@dataclass(eq=False)
 class Poisoned(Failed):
     """A sync failed earlier on this handle; nothing that is written through it can be trusted any more."""
 

@@ -1,0 +1,52 @@
+"""The directories of a repository, and the only code that makes them.
+
+`init` makes every directory at once, the 256 of ``packs/`` included, so that nobody else ever has to: a
+publisher that made directories on its way would have to sync their parents too, and the one that forgot
+would lose a whole directory of acknowledged packs.
+
+Order: children, then the directory that names them, then the root. Only then may ``config`` be published,
+which is what makes the place a repository: an interrupted `make_layout` leaves no repository, and is simply
+run again. A new directory itself is synced by the first publish into it; before that it holds nothing.
+"""
+
+from __future__ import annotations
+
+from packnback.store.fs import FileSystem
+
+CONFIG = "config"
+README = "README.txt"
+LOCK = "lock"
+GATE = "gate"
+PACKS = "packs"
+SNAPSHOTS = "snapshots"
+FORGOTTEN = "forgotten"
+HEADERS = "headers"
+CONDEMNED = "condemned"
+LEASES = "leases"
+QUARANTINE = "quarantine"
+TMP = "tmp"
+
+PACK_DIRECTORIES = tuple(f"{PACKS}/{first:02x}" for first in range(256))
+"""Where packs stand: by the first two digits of their names."""
+
+DIRECTORIES = (PACKS, SNAPSHOTS, FORGOTTEN, HEADERS, CONDEMNED, LEASES, QUARANTINE, TMP)
+"""The directories in the root. ``index/`` is not among them: on remote file systems it lives elsewhere."""
+
+
+def pack_path(name: str) -> str:
+    """Where the pack with this name (64 hexadecimal digits) stands."""
+    return f"{PACKS}/{name[:2]}/{name}.pack"
+
+
+def make_layout(fs: FileSystem) -> None:
+    """Makes and syncs all directories. Those that are there already (an interrupted run) are kept.
+
+    Raises OSError, like everything of the port.
+    """
+    for path in (*DIRECTORIES, *PACK_DIRECTORIES):
+        try:
+            fs.make_dir(path)
+        except FileExistsError:
+            fs.list(path)  # NotADirectoryError if a file has taken the name
+    fs.sync_dir(PACKS)
+    fs.sync_dir("")
