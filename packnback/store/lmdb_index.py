@@ -46,8 +46,8 @@ MAP_SIZE = 64 << 30
 """Address space taken at open, in bytes; no memory. Halved until it fits where address space is limited."""
 
 _MAP_SIZE_LEAST = 1 * MIB
-_SPARE_READ_TRANSACTIONS = 8
 _TABLES_LIMIT = 32
+_SPARE_READ_TRANSACTIONS = 8
 
 _DAMAGE = (
     lmdb.CorruptedError,
@@ -102,13 +102,12 @@ def _map(directory: str, wanted: int, least: int) -> lmdb.Environment:
 
 
 def _open_tables(env: lmdb.Environment) -> dict[str, _Database]:
-    """Handles of all tables. Tables that stand already are opened without waiting for a writer."""
-    try:
-        with env.begin() as txn:
-            return {name: env.open_db(name.encode(), txn=txn, create=False) for name in TABLES}
-    except lmdb.NotFoundError:
-        with env.begin(write=True) as txn:
-            return {name: env.open_db(name.encode(), txn=txn, create=True) for name in TABLES}
+    """Handles of all tables. Waits for another process's writer, writes only if a table is missing.
+
+    (py-lmdb does not keep handles that were opened in a read transaction.)
+    """
+    with env.begin(write=True) as txn:
+        return {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
 
 
 class _Environment:

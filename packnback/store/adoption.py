@@ -1,0 +1,169 @@
+"""From files to rows: what the repository believes of a pack, a snapshot or a header batch that it finds.
+
+Everything here is checked without keys: hashes, structure, certificates and signatures. What cannot be parsed
+is not an error but a finding: it gets a row that says so, because damage must be known to block deletion and
+must not be mistaken for absence. Errors of the disk are something else and go through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from packnback.errors import BlobMissing, FormatDamage, PackDamage, PacknbackError, UnsupportedVersion, WrongOwner
+from packnback.events import Counters
+from packnback.format import pack as pack_format
+from packnback.format import rows, snapshot
+from packnback.format.pack import Footer
+from packnback.format.rows import SnapshotRow
+from packnback.format.snapshot import KeptHeader, SnapshotFile
+from packnback.ids import KIB
+from packnback.store import layout
+from packnback.store.blobs import BlobStore
+
+_TAIL = 64 * KIB
+"""Read this much from the end of a pack at once: it nearly always holds the whole footer."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPack:
+    """A pack's file as found: `footer` is None when it cannot be parsed, `problem` tells why."""
+
+    name: bytes
+    size: int
+    footer: Footer | None
+    problem: PacknbackError | None = None
+
+    @property
+    def status(self) -> int:
+        """The status for its row."""
+        if self.footer is not None:
+            return rows.GOOD
+        return rows.NEWER if isinstance(self.problem, UnsupportedVersion) else rows.DAMAGED
+
+
+def read_footer(blobs: BlobStore, name: bytes, counters: Counters) -> tuple[int, Footer]:
+    """(size in bytes, footer) of the pack `name` (32 bytes), which is the hash of that footer.
+
+    Raises PackDamage, UnsupportedVersion, BlobMissing.
+    """
+    path = layout.pack_path(name.hex())
+    size = blobs.size(path)
+    counters.footers_read += 1
+    start = max(0, size - _TAIL)
+    tail = blobs.read(path, start, size - start)
+    try:
+        trailer = _trailer(blobs, path, tail, size)
+        if trailer.footer_hash != name:
+            raise FormatDamage("pack footer", "not the one that the name commits to")
+        if trailer.footer_offset < start:
+            tail = blobs.read(path, trailer.footer_offset, size - trailer.footer_offset)
+            start = trailer.footer_offset
+        at = trailer.footer_offset - start
+        return size, pack_format.decode_footer(tail[at : at + trailer.footer_length], trailer)
+    except FormatDamage as damage:
+        raise PackDamage(name.hex(), f"{damage.what}: {damage.why}") from None
+
+
+def _trailer(blobs: BlobStore, path: str, tail: bytes, size: int) -> pack_format.Trailer:
+    try:
+        return pack_format.decode_trailer(tail[-pack_format.TRAILER_LEN :], size)
+    except UnsupportedVersion:
+        # Both ends of a pack carry the version: a flipped byte at one end is not the future.
+        if blobs.read(path, 0, len(pack_format.MAGIC)) == pack_format.MAGIC:
+            raise FormatDamage("pack trailer", "version") from None
+        raise
+
+
+def find_pack(blobs: BlobStore, name: bytes, counters: Counters) -> FoundPack | None:
+    """The pack as found; None when its file is gone."""
+    try:
+        size, footer = read_footer(blobs, name, counters)
+    except BlobMissing:
+        return None
+    except (PackDamage, UnsupportedVersion) as problem:
+        return FoundPack(name, blobs.size(layout.pack_path(name.hex())), None, problem)
+    return FoundPack(name, size, footer)
+
+
+def check_snapshot(name: str, file: SnapshotFile, repository_id: bytes, owner_bundle: bytes) -> str:
+    """The client's name, when certificate and signature hold and the file stands under its own name.
+
+    Raises FormatDamage, SnapshotDamage, WrongOwner.
+    """
+    # Imported here because most commands on most days have no new snapshot to check.
+    from packnback.crypto.bundle import OwnerBundle
+    from packnback.crypto.certificate import parse_certificate
+    from packnback.crypto.sign import verify_snapshot
+
+    header = file.header
+    if snapshot.snapshot_name(header.client_id, header.sequence) != name:
+        raise FormatDamage("snapshot", "stands under another's name", name)
+    if header.repository_id != repository_id:
+        raise FormatDamage("snapshot", "was made for another repository", name)
+    certificate = parse_certificate(file.certificate)
+    certificate.verify(OwnerBundle.parse(owner_bundle))
+    named = (certificate.client_id, certificate.domain_id, certificate.epoch)
+    if named != (header.client_id, header.domain_id, header.epoch):
+        raise FormatDamage("snapshot", "certificate of another client, domain or epoch", name)
+    verify_snapshot(certificate.verify_key, file.header_bytes, file.signature)
+    return certificate.name
+
+
+def find_snapshot(name: str, data: bytes, repository_id: bytes, owner_bundle: bytes) -> SnapshotRow:
+    """The row of a snapshot file, good or damaged."""
+    try:
+        file = snapshot.decode_file(data)
+        client = check_snapshot(name, file, repository_id, owner_bundle)
+    except UnsupportedVersion as newer:
+        return SnapshotRow(rows.NEWER, reason=f"{newer.what} version {newer.found}")
+    except WrongOwner:
+        return SnapshotRow(rows.DAMAGED, reason="certificate of another owner")
+    except PacknbackError as damage:
+        return SnapshotRow(rows.DAMAGED, reason=": ".join(str(fact) for fact in damage.facts().values()))
+    return snapshot_row(file, client, len(data))
+
+
+def snapshot_row(file: SnapshotFile, client: str, size: int) -> SnapshotRow:
+    """The row of a snapshot file that was checked."""
+    header = file.header
+    if file.receipt is None:
+        raise FormatDamage("snapshot", "no receipt")
+    return SnapshotRow(
+        rows.GOOD,
+        file.id,
+        header.client_id,
+        header.domain_id,
+        header.epoch,
+        header.sequence,
+        header.prev,
+        header.root,
+        header.time_ns,
+        file.receipt,
+        header.flags,
+        size,
+        client,
+    )
+
+
+def find_batch(name: str, data: bytes) -> tuple[int, Sequence[KeptHeader] | None]:
+    """(status, headers) of a header batch; its name is its hash."""
+    if blake3(data).hexdigest() != name:
+        return rows.DAMAGED, None
+    try:
+        return rows.GOOD, snapshot.decode_batch(data)
+    except UnsupportedVersion:
+        return rows.NEWER, None
+    except FormatDamage:
+        return rows.DAMAGED, None
+
+
+def marker_status(name: str) -> int:
+    """The status of a name in ``forgotten/``."""
+    try:
+        snapshot.parse_marker_name(name)
+    except FormatDamage:
+        return rows.DAMAGED
+    return rows.GOOD

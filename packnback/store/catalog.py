@@ -1,0 +1,118 @@
+"""What the index knows of snapshots: the list, a client's head, the newest receipt. Reading only."""
+
+from __future__ import annotations
+
+from packnback.format import rows, snapshot
+from packnback.format.rows import SnapshotRow
+from packnback.format.snapshot import PARTIAL, Receipt
+from packnback.store.index import ReadTxn
+from packnback.store.interface import Head, SnapshotInfo
+from packnback.store.refcount import is_complete
+
+
+def snapshots(txn: ReadTxn) -> list[SnapshotInfo]:
+    """Every good snapshot that is not released, oldest receipt first."""
+    forgotten = forgotten_times(txn)
+    infos = []
+    for key, value in txn.scan("snapshots"):
+        row = rows.decode_snapshot(key, value)
+        if row.status == rows.GOOD:
+            infos.append(_info(txn, key.decode(), row, forgotten))
+    return sorted(infos, key=lambda i: (i.receipt.counter, i.name))
+
+
+def _info(txn: ReadTxn, name: str, row: SnapshotRow, forgotten: dict[str, int]) -> SnapshotInfo:
+    return SnapshotInfo(
+        name=name,
+        id=row.id,
+        client_id=row.client_id,
+        client=row.client,
+        domain_id=row.domain_id,
+        epoch=row.epoch,
+        sequence=row.sequence,
+        prev=row.prev,
+        root=row.root,
+        time_ns=row.time_ns,
+        receipt=row.receipt,
+        partial=bool(row.flags & PARTIAL),
+        forgotten_ns=forgotten.get(name),
+        complete=is_complete(txn, row.root),
+        size=row.size,
+    )
+
+
+def forgotten_times(txn: ReadTxn) -> dict[str, int]:
+    """Snapshot name → time (ns) of its newest marker."""
+    times: dict[str, int] = {}
+    for key, value in txn.scan("markers"):
+        if rows.unseal("markers", key, value)[0] == rows.GOOD:
+            client_id, sequence, time_ns = snapshot.parse_marker_name(key.decode())
+            name = snapshot.snapshot_name(client_id, sequence)
+            times[name] = max(times.get(name, 0), time_ns)
+    return times
+
+
+def damaged_files(txn: ReadTxn) -> list[tuple[str, str, str]]:
+    """(directory, name, why) of every file in the truth's directories that could not be parsed."""
+    found = []
+    for key, value in txn.scan("snapshots"):
+        row = rows.decode_snapshot(key, value)
+        if row.status in (rows.DAMAGED, rows.NEWER):
+            found.append(("snapshots", key.decode(), row.reason))
+    for table, directory in (("markers", "forgotten"), ("batches", "headers")):
+        for key, value in txn.scan(table):
+            status = rows.unseal(table, key, value)[0]
+            if status != rows.GOOD:
+                found.append((directory, key.decode(), _STATUS_WORDS[status]))
+    for key, value in txn.scan("packs"):
+        pack = rows.decode_pack(key, value)
+        if pack.status != rows.GOOD:
+            found.append(("packs", pack.name.hex(), _STATUS_WORDS[pack.status]))
+        elif pack.conflicts:
+            found.append(("packs", pack.name.hex(), f"{pack.conflicts} objects contradict another pack"))
+    return found
+
+
+_STATUS_WORDS = {rows.DAMAGED: "cannot be parsed", rows.NEWER: "written by a newer version"}
+
+
+def find(txn: ReadTxn, client_id: bytes, sequence: int, snapshot_id: bytes) -> Receipt | None:
+    """The receipt of exactly this snapshot, live or released; None when there is no such one."""
+    key = snapshot.snapshot_name(client_id, sequence).encode()
+    value = txn.get("snapshots", key)
+    if value is not None:
+        row = rows.decode_snapshot(key, value)
+        if row.status in (rows.GOOD, rows.RELEASED) and row.id == snapshot_id:
+            return row.receipt
+    for kept_key, kept_value in txn.scan("released", rows.released_key(client_id, sequence, b"")):
+        kept = rows.decode_released(kept_key, kept_value)
+        if kept.id == snapshot_id:
+            return kept.receipt
+    return None
+
+
+def head(txn: ReadTxn, client_id: bytes) -> Head | None:
+    """The newest snapshot of a client, live or released."""
+    best: Head | None = None
+    for key, value in txn.scan("released", client_id):
+        sequence = rows.split_released_key(key)[1]
+        if best is None or sequence > best.sequence:
+            kept = rows.decode_released(key, value)
+            best = Head(sequence, kept.id, kept.receipt.time_ns, kept.epoch)
+    for key, value in txn.scan("snapshots", client_id.hex().encode()):
+        row = rows.decode_snapshot(key, value)
+        if row.status == rows.GOOD and (best is None or row.sequence > best.sequence):
+            best = Head(row.sequence, row.id, row.receipt.time_ns, row.epoch)
+    return best
+
+
+def newest_receipt(txn: ReadTxn) -> Receipt | None:
+    """The latest time and the highest counter over all snapshots and kept headers, as one receipt."""
+    receipts = [rows.decode_released(key, value).receipt for key, value in txn.scan("released")]
+    for key, value in txn.scan("snapshots"):
+        row = rows.decode_snapshot(key, value)
+        if row.status in (rows.GOOD, rows.RELEASED):
+            receipts.append(row.receipt)
+    if not receipts:
+        return None
+    return Receipt(max(r.time_ns for r in receipts), max(r.counter for r in receipts), 0)

@@ -1,0 +1,170 @@
+"""Reading objects out of packs: each once, pack by pack, in the order in which they lie.
+
+A reader names ids; this finds where they stand, joins neighbouring ranges into large reads, checks every
+record's checksum, and goes to the next location when one is damaged. It reports a problem per object and
+raises none, so that one rotten record does not hide the thousand good ones behind it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from packnback.errors import (
+    BlobMissing,
+    FormatDamage,
+    ObjectMissing,
+    PackDamage,
+    PacknbackError,
+)
+from packnback.events import Watch
+from packnback.format import pack as pack_format
+from packnback.format import record as record_format
+from packnback.format import rows
+from packnback.format.pack import EnvelopeRow, Footer
+from packnback.ids import KIB, MIB
+from packnback.store import adoption, layout
+from packnback.store.blobs import BlobStore
+from packnback.store.index import Index, ReadTxn
+from packnback.store.interface import Fetched
+from packnback.store.refcount import lookup, pack_row
+
+_READ_LIMIT = 8 * MIB
+"""Neighbouring records are read together up to so many bytes."""
+_GAP_LIMIT = 64 * KIB
+"""… also across a gap of so many bytes, which costs less than another read."""
+_ENVELOPES_KEPT = 256
+_FOOTERS_KEPT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """One place where an object stands: pack name, offset and length of the record in bytes."""
+
+    pack: bytes
+    offset: int
+    length: int
+    id: bytes
+
+
+def locations(txn: ReadTxn, object_id: bytes) -> list[Location]:
+    """Every place where the object stands, the primary one first; empty when it is absent."""
+    row = lookup(txn, object_id)
+    if row is None:
+        return []
+    found = [Location(pack_row(txn, row.pack).name, row.offset, row.length, object_id)]
+    for key, value in txn.scan("more", object_id):
+        offset, length = rows.decode_more(key, value)
+        found.append(Location(pack_row(txn, rows.split_more_key(key)[1]).name, offset, length, object_id))
+    return found
+
+
+class Fetcher:
+    """Reads records. Keeps a few footers and envelopes; not thread-safe."""
+
+    def __init__(self, blobs: BlobStore, index: Index, watch: Watch) -> None:
+        self._blobs = blobs
+        self._index = index
+        self._watch = watch
+        self._footers: OrderedDict[bytes, Footer] = OrderedDict()
+        self._envelopes: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def fetch(self, ids: Sequence[bytes]) -> Iterator[Fetched]:
+        """See `interface.Repository.fetch`."""
+        with self._index.read() as txn:
+            places = {object_id: locations(txn, object_id) for object_id in ids}
+        problems: dict[bytes, PacknbackError] = {i: ObjectMissing(i) for i, found in places.items() if not found}
+        while current := [found.pop(0) for found in places.values() if found]:
+            for place, fetched in self._read_all(current):
+                if isinstance(fetched, Fetched):
+                    places[place.id].clear()
+                    problems.pop(place.id, None)
+                    yield fetched
+                else:
+                    problems[place.id] = fetched
+        for object_id, problem in problems.items():
+            yield Fetched(object_id, b"", b"", problem)
+
+    def _read_all(self, places: list[Location]) -> Iterator[tuple[Location, Fetched | PacknbackError]]:
+        by_pack: dict[bytes, list[Location]] = {}
+        for place in places:
+            by_pack.setdefault(place.pack, []).append(place)
+        for pack in sorted(by_pack):
+            wanted = sorted(by_pack[pack], key=lambda place: place.offset)
+            try:
+                footer = self._footer(pack)
+            except (PackDamage, BlobMissing) as problem:
+                yield from ((place, problem) for place in wanted)
+                continue
+            envelopes = {row.envelope_id: row for row in footer.envelopes}
+            for span in _spans(wanted):
+                yield from self._read_span(span, envelopes)
+
+    def _footer(self, pack: bytes) -> Footer:
+        """The footer of a pack, whose magic is looked at once as well."""
+        known = self._footers.get(pack)
+        if known is not None:
+            self._footers.move_to_end(pack)
+            return known
+        path = layout.pack_path(pack.hex())
+        if self._blobs.read(path, 0, len(pack_format.MAGIC)) != pack_format.MAGIC:
+            raise PackDamage(pack.hex(), "magic", 0)
+        _, footer = adoption.read_footer(self._blobs, pack, self._watch.counters)
+        self._footers[pack] = footer
+        while len(self._footers) > _FOOTERS_KEPT:
+            self._footers.popitem(last=False)
+        return footer
+
+    def _read_span(
+        self, span: list[Location], envelopes: dict[bytes, EnvelopeRow]
+    ) -> Iterator[tuple[Location, Fetched | PacknbackError]]:
+        """One read for several records that lie close together."""
+        path = layout.pack_path(span[0].pack.hex())
+        start = span[0].offset
+        try:
+            data = memoryview(self._blobs.read(path, start, span[-1].offset + span[-1].length - start))
+        except BlobMissing as problem:
+            yield from ((place, problem) for place in span)
+            return
+        for place in span:
+            self._watch.counters.records_read += 1
+            at = place.offset - start
+            try:
+                record = record_format.parse(data[at : at + place.length])
+                if record.id != place.id or record.length != place.length:
+                    raise FormatDamage("record", "another object's")
+                envelope = self._envelope(place.pack, envelopes, record.envelope_id)
+            except (FormatDamage, PackDamage) as damage:
+                yield place, PackDamage(place.pack.hex(), damage.why, place.offset)
+            else:
+                yield place, Fetched(place.id, data[at : at + place.length], envelope)
+
+    def _envelope(self, pack: bytes, envelopes: dict[bytes, EnvelopeRow], envelope_id: bytes) -> bytes:
+        known = self._envelopes.get(envelope_id)
+        if known is not None:
+            return known
+        row = envelopes.get(envelope_id)
+        if row is None:
+            raise PackDamage(pack.hex(), "an envelope is missing")
+        record = record_format.parse(self._blobs.read(layout.pack_path(pack.hex()), row.offset, row.length))
+        if record.id != row.id:
+            raise FormatDamage("record", "another envelope")
+        self._envelopes[envelope_id] = envelope = bytes(record.body)
+        while len(self._envelopes) > _ENVELOPES_KEPT:
+            self._envelopes.popitem(last=False)
+        return envelope
+
+
+def _spans(places: list[Location]) -> Iterator[list[Location]]:
+    """Runs of places (ascending by offset) that are worth one read each."""
+    span: list[Location] = []
+    for place in places:
+        if span:
+            end = span[-1].offset + span[-1].length
+            if place.offset - end > _GAP_LIMIT or place.offset + place.length - span[0].offset > _READ_LIMIT:
+                yield span
+                span = []
+        span.append(place)
+    if span:
+        yield span

@@ -1,0 +1,123 @@
+"""Opening and making repositories on a real file system: the one place that picks the real ports.
+
+The index stands in the repository where locks and memory maps can be trusted, that is on a local file system;
+for a remote one (NFS, SMB, sshfs) in the user's cache directory. A repository that this user cannot write to
+is read with an index in a temporary directory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+
+import platformdirs
+
+from packnback.errors import AlreadyExists, IndexDamage, NotARepository, StorageFailed
+from packnback.events import Watch
+from packnback.store import index_files, layout, repository
+from packnback.store.blobs import FileBlobStore, storage_error
+from packnback.store.lmdb_index import LmdbIndex
+from packnback.store.lock import FileLocks
+from packnback.store.mounts import is_remote
+from packnback.store.osfs import OsFileSystem, make_root
+from packnback.store.readme import README_TEXT
+from packnback.store.repository import LocalRepository, Ports
+
+INDEX = "index"
+
+
+def create_local(path: str, owner_bundle: bytes, watch: Watch | None = None) -> LocalRepository:
+    """Make a repository in `path` (made if absent, must be empty or an interrupted try) and open it.
+
+    `owner_bundle` is the 2472 bytes of the owner's public bundle. Raises AlreadyExists, StorageFailed.
+    """
+    path = os.path.abspath(path)
+    try:
+        make_root(path)
+    except OSError as error:
+        raise storage_error("make", path, error) from error
+    strangers = set(os.listdir(path)) - {*layout.DIRECTORIES, layout.README, "lost+found"}
+    if strangers:
+        raise AlreadyExists(path)
+    fs = OsFileSystem(path, watch)
+    try:
+        layout.make_layout(fs)
+        blobs = FileBlobStore(fs)
+        if not blobs.exists(layout.README):
+            blobs.publish(layout.README, [README_TEXT.encode()])
+        repository.create(blobs, path, owner_bundle, os.urandom)
+    except OSError as error:
+        raise storage_error("make", path, error) from error
+    finally:
+        fs.close()
+    return open_local(path, watch)
+
+
+def open_local(path: str, watch: Watch | None = None) -> LocalRepository:
+    """Open the repository in the directory `path`. Its index may be behind: `reading` and `session` see to it.
+
+    Raises NotARepository, ConfigDamage, UnsupportedVersion, StorageFailed.
+    """
+    path = os.path.abspath(path)
+    watch = watch or Watch()
+    if not os.path.isdir(path):
+        raise NotARepository(path)
+    fs = OsFileSystem(path, watch)
+    try:
+        blobs = FileBlobStore(fs)
+        config = repository.read_config(blobs, path)
+        index = _open_index(path, config.repository_id)
+    except BaseException:
+        fs.close()
+        raise
+    ports = Ports(blobs, index, FileLocks(path), time.time_ns, os.urandom, watch)
+    return LocalRepository(path, config, ports)
+
+
+def _open_index(path: str, repository_id: bytes) -> LmdbIndex:
+    directory = index_directory(path, repository_id)
+    if directory is None:
+        return _TemporaryIndex.make()
+    try:
+        return LmdbIndex.open(directory)
+    except IndexDamage:
+        # It is a view of the directories and nothing more: reconcile fills it again.
+        index_files.destroy(directory)
+        return LmdbIndex.open(directory)
+
+
+def index_directory(path: str, repository_id: bytes) -> str | None:
+    """Where the index of a repository stands, or None when it can only be a temporary one."""
+    if not os.access(path, os.W_OK):
+        return None
+    if not is_remote(path):
+        return os.path.join(path, INDEX)
+    base = os.path.join(platformdirs.user_cache_dir("packnback"), repository_id.hex())
+    directory = os.path.join(base, INDEX)
+    try:
+        os.makedirs(base, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StorageFailed("make", base, os.strerror(error.errno or 0)) from error
+    return directory
+
+
+class _TemporaryIndex(LmdbIndex):
+    """An index that goes when it is closed."""
+
+    _parent: str | None = None
+
+    @classmethod
+    def make(cls) -> LmdbIndex:
+        """A new, empty one in a temporary directory."""
+        parent = tempfile.mkdtemp(prefix="packnback-index-")
+        opened = cls.open(os.path.join(parent, INDEX), ballast_bytes=0)
+        if isinstance(opened, _TemporaryIndex):
+            opened._parent = parent
+        return opened
+
+    def close(self) -> None:
+        super().close()
+        if self._parent is not None:
+            shutil.rmtree(self._parent, ignore_errors=True)

@@ -1,0 +1,277 @@
+"""Reconcile: make the index equal to what the directories say. Crash recovery, catching up with another
+machine, and rebuilding from nothing are this one function, so the rarely needed one is the often tested one.
+
+The order is the safety:
+
+1. Read which names the index knows. Only these can be removed later: a name that somebody publishes while we
+   list is not ours to doubt.
+2. List ``snapshots/``, ``forgotten/``, ``headers/``, *then* ``packs/``: packs are published before the snapshot
+   that needs them, so every snapshot that we see has its packs in our listing.
+3. Sync each directory from which something will be adopted: a name that we see may still be lost in a power
+   cut, and a row must never name what could be lost.
+4. In a write transaction adopt first, then remove, each removal confirmed by the file's absence *inside* the
+   transaction; any other error of the disk aborts everything. If anything was removed, recount from scratch.
+
+Adopting many packs is done in several transactions, so that memory stays bounded. Each leaves the index of a
+part of the directories, which is as good a starting point as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from packnback.errors import BlobMissing
+from packnback.events import Watch
+from packnback.format import rows
+from packnback.format.rows import SnapshotRow
+from packnback.format.snapshot import KeptHeader
+from packnback.ids import ObjectClass
+from packnback.store import adoption, layout
+from packnback.store.adoption import FoundPack
+from packnback.store.blobs import BlobStore
+from packnback.store.index import Index, ReadTxn, WriteTxn
+from packnback.store.refcount import Ledger
+
+_BATCH_RECORDS = 100_000
+"""About so many records are adopted in one transaction."""
+_DIRECTORIES = {"snapshots": layout.SNAPSHOTS, "markers": layout.FORGOTTEN, "batches": layout.HEADERS}
+_SUFFIX = ".pack"
+
+
+@dataclass(slots=True)
+class Names:
+    """The names that make up the truth, as the index knows them or as the directories hold them."""
+
+    packs: set[bytes] = field(default_factory=set)
+    others: dict[str, set[str]] = field(default_factory=dict)
+    """By index table: ``snapshots``, ``markers``, ``batches``."""
+
+    def minus(self, other: Names) -> Names:
+        """The names that `other` does not have."""
+        return Names(self.packs - other.packs, {t: names - other.others[t] for t, names in self.others.items()})
+
+    def __bool__(self) -> bool:
+        return bool(self.packs) or any(self.others.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What changed in the index."""
+
+    adopted_packs: int = 0
+    adopted_snapshots: int = 0
+    removed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What is needed to judge files without keys: where they are, and who their owner is."""
+
+    blobs: BlobStore
+    repository_id: bytes
+    owner_bundle: bytes
+    watch: Watch
+
+
+def known_names(txn: ReadTxn) -> Names:
+    """The names that the index knows."""
+    return Names(
+        {key for key, _ in txn.scan("pack_names")},
+        {table: {key.decode() for key, _ in txn.scan(table)} for table in _DIRECTORIES},
+    )
+
+
+def listed_names(truth: Truth) -> Names:
+    """The names that the directories hold: everything else first, packs last."""
+    others = {table: set(truth.blobs.list(directory)) for table, directory in _DIRECTORIES.items()}
+    packs = set()
+    for directory in layout.PACK_DIRECTORIES:
+        for name in truth.blobs.list(directory):
+            stem = _pack_name(directory, name)
+            if stem is not None:
+                packs.add(stem)
+    truth.watch.counters.packs_listed += len(packs)
+    return Names(packs, others)
+
+
+def _pack_name(directory: str, name: str) -> bytes | None:
+    """The name of a pack, or None for a file that cannot be one (`check` reports those)."""
+    if not name.endswith(_SUFFIX) or len(name) != 64 + len(_SUFFIX) or name != name.lower():
+        return None
+    try:
+        stem = bytes.fromhex(name[:64])
+    except ValueError:
+        return None
+    return stem if directory.endswith("/" + name[:2]) else None
+
+
+def reconcile(truth: Truth, index: Index) -> Reconciled:
+    """Bring the index up to the directories. The caller holds the lock, shared or exclusive."""
+    with index.read() as txn:
+        before = known_names(txn)
+    listed = listed_names(truth)
+    new, gone = listed.minus(before), before.minus(listed)
+    if not new and not gone:
+        return Reconciled()
+    _settle(truth, new)
+    conflicts = _adopt_packs(truth, index, new.packs)
+    others = _read_others(truth, new)
+    removed = index.write(lambda txn: _adopt_and_remove(truth, txn, others, gone))
+    if conflicts or (removed and _has_conflicts(index)):
+        _rebuild_in_order(truth, index)
+    return Reconciled(len(new.packs), len(new.others["snapshots"]), removed)
+
+
+def _settle(truth: Truth, new: Names) -> None:
+    directories = {f"{layout.PACKS}/{name[:1].hex()}" for name in new.packs}
+    directories |= {_DIRECTORIES[table] for table, names in new.others.items() if names}
+    for directory in sorted(directories):
+        truth.blobs.settle(directory)
+
+
+# --- packs -------------------------------------------------------------------------------------------------
+
+
+def _adopt_packs(truth: Truth, index: Index, names: Iterable[bytes]) -> int:
+    """Adopt packs in bounded transactions; the number of conflicting copies that were met."""
+    conflicts = 0
+    truth.watch.progress.begin("reading packs", None, "packs")
+    for batch in _batches(_leaves_first(truth, sorted(names))):
+        conflicts += index.write(_adopting(batch))
+        truth.watch.progress.advance(len(batch))
+    return conflicts
+
+
+def _leaves_first(truth: Truth, names: list[bytes]) -> Iterator[FoundPack]:
+    """The packs as found, those of data first: what refers to them then finds them there.
+
+    Only a matter of speed. The footers of meta packs are read twice rather than kept, to bound memory.
+    """
+    later = []
+    for name in names:
+        found = adoption.find_pack(truth.blobs, name, truth.watch.counters)
+        if found is None:
+            continue
+        if len(names) > 1 and found.footer is not None and found.footer.object_class == ObjectClass.META:
+            later.append(name)
+        else:
+            yield found
+    for name in later:
+        found = adoption.find_pack(truth.blobs, name, truth.watch.counters)
+        if found is not None:
+            yield found
+
+
+def _batches(packs: Iterable[FoundPack]) -> Iterator[list[FoundPack]]:
+    batch: list[FoundPack] = []
+    records = 0
+    for found in packs:
+        batch.append(found)
+        records += len(found.footer.records) if found.footer else 1
+        if records >= _BATCH_RECORDS:
+            yield batch
+            batch, records = [], 0
+    if batch:
+        yield batch
+
+
+def _adopting(batch: list[FoundPack]) -> Callable[[WriteTxn], int]:
+    def body(txn: WriteTxn) -> int:
+        ledger = Ledger(txn)
+        for found in batch:
+            ledger.adopt_pack(found.name, found.size, found.footer, found.status)
+        ledger.settle()
+        return ledger.conflicts
+
+    return body
+
+
+def _has_conflicts(index: Index) -> bool:
+    with index.read() as txn:
+        return any(rows.decode_pack(key, value).conflicts for key, value in txn.scan("packs"))
+
+
+def _rebuild_in_order(truth: Truth, index: Index) -> None:
+    """Two packs disagree about an object. Which one counts must not depend on which was seen first, so all
+    is adopted anew in the order of the packs' names: the smallest name wins, always."""
+    with index.read() as txn:
+        names = sorted(known_names(txn).packs)
+    index.write(_clear)
+    packs = (adoption.find_pack(truth.blobs, name, truth.watch.counters) for name in names)
+    for batch in _batches(found for found in packs if found is not None):
+        index.write(_adopting(batch))
+    listed = listed_names(truth)
+    others = _read_others(truth, Names(set(), listed.others))
+    index.write(lambda txn: _adopt_and_remove(truth, txn, others, Names(set(), {t: set() for t in _DIRECTORIES})))
+
+
+def _clear(txn: WriteTxn) -> None:
+    for table in rows.TABLES:
+        if table != "meta":
+            txn.clear(table)
+
+
+# --- everything else ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Others:
+    snapshots: dict[str, SnapshotRow] = field(default_factory=dict)
+    markers: dict[str, int] = field(default_factory=dict)
+    batches: dict[str, tuple[int, list[KeptHeader]]] = field(default_factory=dict)
+
+
+def _read_others(truth: Truth, new: Names) -> _Others:
+    """Parse the new files before the transaction begins; those that vanished meanwhile are left out."""
+    others = _Others()
+    for name in sorted(new.others["snapshots"]):
+        try:
+            data = truth.blobs.read(f"{layout.SNAPSHOTS}/{name}")
+        except BlobMissing:
+            continue
+        others.snapshots[name] = adoption.find_snapshot(name, data, truth.repository_id, truth.owner_bundle)
+    for name in new.others["markers"]:
+        others.markers[name] = adoption.marker_status(name)
+    for name in sorted(new.others["batches"]):
+        try:
+            data = truth.blobs.read(f"{layout.HEADERS}/{name}")
+        except BlobMissing:
+            continue
+        status, headers = adoption.find_batch(name, data)
+        others.batches[name] = status, list(headers or ())
+    return others
+
+
+def _adopt_and_remove(truth: Truth, txn: WriteTxn, others: _Others, gone: Names) -> int:
+    """The last transaction: header batches before snapshots, adoptions before removals."""
+    ledger = Ledger(txn)
+    for name, (status, headers) in others.batches.items():
+        ledger.adopt_batch(name, headers, status)
+    for name, row in others.snapshots.items():
+        ledger.adopt_snapshot(name, row)
+    for name, status in others.markers.items():
+        ledger.adopt_marker(name, status)
+    removed = _remove(truth, txn, ledger, gone)
+    if removed:
+        ledger.recount()
+    ledger.settle()
+    return removed
+
+
+def _remove(truth: Truth, txn: WriteTxn, ledger: Ledger, gone: Names) -> int:
+    drops = {"snapshots": ledger.drop_snapshot, "markers": ledger.drop_marker, "batches": ledger.drop_batch}
+    removed = 0
+    for table, drop in drops.items():
+        for name in sorted(gone.others[table]):
+            if not truth.blobs.exists(f"{_DIRECTORIES[table]}/{name}"):
+                drop(name)
+                removed += 1
+    numbers = []
+    for pack in sorted(gone.packs):
+        value = txn.get("pack_names", pack)
+        if value is not None and not truth.blobs.exists(layout.pack_path(pack.hex())):
+            numbers.append(rows.decode_number(pack, value))
+    if numbers:
+        ledger.drop_packs(numbers)
+    return removed + len(numbers)

@@ -1,0 +1,179 @@
+"""A repository in a directory, put together from its ports.
+
+`LocalRepository` is what the rest of the program works with; it is given a blob store, an index, locks, a clock
+and a source of randomness, so that the tests can give it simulated ones. `packnback.store.local` gives it the
+real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from packnback.errors import (
+    BlobMissing,
+    ConfigDamage,
+    FormatDamage,
+    IndexDamage,
+    NotAllowed,
+    NotARepository,
+    SnapshotUnknown,
+)
+from packnback.events import Watch
+from packnback.format import config as config_format
+from packnback.format import rows
+from packnback.format.config import Config
+from packnback.store import catalog, layout
+from packnback.store.blobs import BlobStore
+from packnback.store.fetch import Fetcher
+from packnback.store.index import Index, WriteTxn
+from packnback.store.interface import Fetched, SnapshotInfo
+from packnback.store.lock import Held, Locks
+from packnback.store.reconcile import Reconciled, Truth, reconcile
+from packnback.store.session import ClientIdentity, LocalSession
+
+SESSION_WAIT_S = 600.0
+"""How long a session waits for a compaction to end, unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What a repository stands on."""
+
+    blobs: BlobStore
+    index: Index
+    locks: Locks
+    now_ns: Callable[[], int]
+    """Wall-clock time, for receipts and markers."""
+    random: Callable[[int], bytes]
+    watch: Watch = field(default_factory=Watch)
+
+
+def read_config(blobs: BlobStore, location: str) -> Config:
+    """The repository's config. Raises NotARepository, ConfigDamage, UnsupportedVersion."""
+    try:
+        data = blobs.read(layout.CONFIG)
+    except BlobMissing:
+        raise NotARepository(location) from None
+    try:
+        return config_format.decode(data)
+    except FormatDamage as damage:
+        raise ConfigDamage(f"{location}/{layout.CONFIG}", damage.why) from None
+
+
+class LocalRepository:
+    """`interface.Repository` on a directory. Open it, use it, `close` it."""
+
+    def __init__(self, location: str, config: Config, ports: Ports) -> None:
+        self.location = location
+        self.config = config
+        self.ports = ports
+        self.truth = Truth(ports.blobs, config.repository_id, config.owner_bundle, ports.watch)
+        self._fetcher = Fetcher(ports.blobs, ports.index, ports.watch)
+
+    # --- keeping the index up to date ------------------------------------------------------------------------
+
+    def reconcile(self) -> Reconciled:
+        """Bring the index up to the directories; a damaged one is emptied and made anew.
+
+        The caller holds the lock, shared or exclusive.
+        """
+        try:
+            return reconcile(self.truth, self.ports.index)
+        except IndexDamage:
+            self.ports.index.write(_empty)
+            return reconcile(self.truth, self.ports.index)
+
+    def rebuild(self) -> Reconciled:
+        """Throw away every row and derive the index from the directories."""
+        self.ports.index.write(_empty)
+        return reconcile(self.truth, self.ports.index)
+
+    @contextmanager
+    def reading(self, wait_s: float = SESSION_WAIT_S) -> Iterator[Held]:
+        """Hold the lock shared (not at all on an unwritable repository), with the index up to date."""
+        with self.ports.locks.shared(wait_s, reading=True) as held:
+            self.reconcile()
+            yield held
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def session(self, certificate: bytes, wait_s: float = SESSION_WAIT_S) -> Iterator[LocalSession]:
+        """See `interface.Repository.session`. Raises Locked, WrongOwner, NotAllowed (an old epoch)."""
+        client = self.identify(certificate)
+        with self.ports.locks.shared(wait_s):
+            self.reconcile()
+            self._check_client(client)
+            ports = self.ports
+            yield LocalSession(self.truth, ports.index, client, now_ns=ports.now_ns, random=ports.random)
+
+    def identify(self, certificate: bytes) -> ClientIdentity:
+        """The facts of a certificate that this repository's owner signed."""
+        # Imported here: listing snapshots needs no cryptography.
+        from packnback.crypto.bundle import OwnerBundle
+        from packnback.crypto.certificate import parse_certificate
+
+        parsed = parse_certificate(certificate)
+        parsed.verify(OwnerBundle.parse(self.config.owner_bundle))
+        return ClientIdentity(parsed.name, parsed.client_id, parsed.domain_id, parsed.epoch, parsed.owner_id)
+
+    def _check_client(self, client: ClientIdentity) -> None:
+        """No epoch below the highest seen, no second domain behind the tag of a known one."""
+        with self.ports.index.read() as txn:
+            for key, value in txn.scan("snapshots"):
+                row = rows.decode_snapshot(key, value)
+                if row.status in (rows.DAMAGED, rows.NEWER):
+                    continue
+                if row.client_id == client.client_id and row.epoch > client.epoch:
+                    raise NotAllowed("put", "epoch lower than before")
+                if row.domain_id[:8] == client.domain_id[:8] and row.domain_id != client.domain_id:
+                    raise NotAllowed("put", "domain tag collides")
+            head = catalog.head(txn, client.client_id)
+            if head is not None and head.epoch > client.epoch:
+                raise NotAllowed("put", "epoch lower than before")
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """See `interface.Repository.snapshots`."""
+        with self.ports.index.read() as txn:
+            return catalog.snapshots(txn)
+
+    def damaged_files(self) -> list[tuple[str, str, str]]:
+        """(directory, name, why) of every file that could not be parsed."""
+        with self.ports.index.read() as txn:
+            return catalog.damaged_files(txn)
+
+    def read_snapshot(self, name: str) -> bytes:
+        """See `interface.Repository.read_snapshot`."""
+        try:
+            return self.ports.blobs.read(f"{layout.SNAPSHOTS}/{name}")
+        except BlobMissing:
+            raise SnapshotUnknown(name) from None
+
+    def fetch(self, ids: Sequence[bytes]) -> Iterator[Fetched]:
+        """See `interface.Repository.fetch`."""
+        return self._fetcher.fetch(ids)
+
+    def close(self) -> None:
+        """Close the index. Locks are held by `reading` and `session` alone."""
+        self.ports.index.close()
+
+
+def _empty(txn: WriteTxn) -> None:
+    for table in rows.TABLES:
+        txn.clear(table)
+
+
+def create(blobs: BlobStore, location: str, owner_bundle: bytes, random: Callable[[int], bytes]) -> Config:
+    """Make a repository of directories that `layout.make_layout` has made: its config is its birth.
+
+    Raises AlreadyExists when there is one.
+    """
+    config = Config(random(16), owner_bundle)
+    blobs.publish(layout.CONFIG, [config_format.encode(config)])
+    return config
+
+

@@ -1,0 +1,293 @@
+"""One writer at work. The order in which things become durable is the whole point of this module:
+
+    data packs → index transaction → meta packs → index transaction → … → snapshot file → acknowledge
+
+- A meta pack is published only after every data pack that its refs need: closing the meta pack closes the data
+  pack first.
+- A row is written only after the pack that it names is durable under its name.
+- The snapshot file, the commit point, is published only when a transaction has seen its root *complete*, and
+  inside that same transaction: so no two writers can take the same receipt counter, and none can commit
+  against an index that somebody has just thrown away.
+
+What a session is given is checked as if an attacker had sent it (record form, domain tag, kinds, levels, refs,
+envelope, certificate, chain); only the checksum of each record is taken on trust when the client is this very
+process (`trusted`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from packnback.errors import (
+    AlreadyExists,
+    ClockRefused,
+    DamageBlocks,
+    FormatDamage,
+    NotAllowed,
+    ObjectMissing,
+    Refused,
+    StaleSequence,
+)
+from packnback.format import record as record_format
+from packnback.format import rows, snapshot
+from packnback.format.record import REF_KINDS, Record, level_of
+from packnback.format.snapshot import PARTIAL, Receipt, SnapshotFile
+from packnback.ids import LEVEL_LIMIT, Kind, ObjectClass, class_of
+from packnback.store import adoption, catalog, layout
+from packnback.store.index import Index, ReadTxn, WriteTxn
+from packnback.store.interface import Committed, Head
+from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.reconcile import Truth, reconcile
+from packnback.store.refcount import Ledger, is_complete, lookup
+
+CLOCK_BACKWARDS_NS = 15 * 60 * 10**9
+"""A clock may be this much behind the newest receipt."""
+_ENVELOPES_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ClientIdentity:
+    """Who writes: the facts of a verified certificate."""
+
+    name: str
+    client_id: bytes
+    domain_id: bytes
+    epoch: int
+    owner_id: bytes
+
+
+class IndexReplaced(Exception):
+    """The index was thrown away and made anew while we worked: reconcile, then run the transaction again."""
+
+
+class LocalSession:
+    """`interface.Session` on a repository in a directory. The caller holds the lock."""
+
+    def __init__(
+        self,
+        truth: Truth,
+        index: Index,
+        client: ClientIdentity,
+        *,
+        now_ns: Callable[[], int],
+        random: Callable[[int], bytes],
+        trusted: bool = True,
+        self_stamped: bool = True,
+    ) -> None:
+        self._truth = truth
+        self._index = index
+        self._client = client
+        self._now_ns = now_ns
+        self._trusted = trusted
+        self._self_stamped = self_stamped
+        self._packers = {c: Packer(random) for c in ObjectClass}
+        self._open: dict[ObjectClass, dict[bytes, Record]] = {c: {} for c in ObjectClass}
+        self._envelopes: dict[bytes, EnvelopeFacts] = {}
+        self._generation = index.generation
+        self.bytes_published = 0
+
+    # --- objects ------------------------------------------------------------------------------------------
+
+    def has(self, ids: Sequence[bytes]) -> list[bool]:
+        """See `interface.Session.has`. Ids of another domain are refused: nobody probes his neighbours."""
+        tag = self._client.domain_id[:8]
+        if any(i[:8] != tag for i in ids):
+            raise NotAllowed("has", "foreign domain")
+        with self._index.read() as txn:
+            return [self._is_open(i) or is_complete(txn, i) for i in ids]
+
+    def _is_open(self, object_id: bytes) -> bool:
+        return any(object_id in opened for opened in self._open.values())
+
+    def put(self, records: Iterable[bytes]) -> None:
+        """See `interface.Session.put`."""
+        for data in records:
+            record = record_format.parse(data, checksum=not self._trusted)
+            if record.length != len(data):
+                raise FormatDamage("record", "trailing bytes")
+            if record.kind == Kind.ENVELOPE:
+                self._add_envelope(data, record)
+            else:
+                self._add_object(data, record)
+
+    def _add_envelope(self, data: bytes, record: Record) -> None:
+        # Imported here: a repository that is only read needs no cryptography.
+        from packnback.crypto.envelope import parse_envelope
+
+        facts = parse_envelope(bytes(record.body))
+        mine = self._client
+        named = (facts.repository_id, facts.owner_id, facts.client_id, facts.domain_id, facts.epoch)
+        if named != (self._truth.repository_id, mine.owner_id, mine.client_id, mine.domain_id, mine.epoch):
+            raise NotAllowed("put", "envelope of another repository, owner, client, domain or epoch")
+        while len(self._envelopes) >= _ENVELOPES_KEPT:
+            del self._envelopes[next(iter(self._envelopes))]
+        self._envelopes[record.envelope_id] = EnvelopeFacts(
+            data, record.id, facts.client_id, facts.domain_id, facts.epoch, facts.object_class
+        )
+
+    def _add_object(self, data: bytes, record: Record) -> None:
+        if record.kind == Kind.METADATA or record.level >= LEVEL_LIMIT:
+            raise NotAllowed("put", "kind or level")
+        if record.id[:8] != self._client.domain_id[:8]:
+            raise NotAllowed("put", "foreign domain")
+        envelope = self._envelopes.get(record.envelope_id)
+        if envelope is None or envelope.object_class != class_of(record.kind):
+            raise NotAllowed("put", "envelope absent or of the other class")
+        if self._is_open(record.id):
+            return
+        with self._index.read() as txn:
+            if lookup(txn, record.id) is not None:
+                return
+            self._check_refs(txn, record)
+        object_class = class_of(record.kind)
+        packer = self._packers[object_class]
+        packer.add(data, record, envelope)
+        self._open[object_class][record.id] = record
+        if packer.full:
+            if object_class == ObjectClass.META:
+                self._publish(ObjectClass.DATA)
+            self._publish(object_class)
+
+    def _check_refs(self, txn: ReadTxn, record: Record) -> None:
+        """Every ref is complete or in an open pack, of a kind that may be referred to; the level follows."""
+        levels = []
+        for ref in record.ref_list:
+            opened = self._open[ObjectClass.META].get(ref) or self._open[ObjectClass.DATA].get(ref)
+            row = opened or (lookup(txn, ref) if is_complete(txn, ref) else None)
+            if row is None:
+                raise ObjectMissing(ref, record.id.hex())
+            if row.kind not in REF_KINDS[record.kind]:
+                raise NotAllowed("put", "a ref of a kind that this kind may not refer to")
+            levels.append(row.level)
+        if record.level != level_of(levels, record.kind):
+            raise FormatDamage("record", f"level {record.level}")
+
+    def flush(self) -> None:
+        """See `interface.Session.flush`: data packs first."""
+        self._publish(ObjectClass.DATA)
+        self._publish(ObjectClass.META)
+
+    def _publish(self, object_class: ObjectClass) -> None:
+        packer = self._packers[object_class]
+        if not packer:
+            return
+        built = packer.finish()
+        self._truth.blobs.publish(layout.pack_path(built.name.hex()), built.buffers)
+        self.bytes_published += built.size
+
+        def adopt(txn: WriteTxn) -> int:
+            ledger = Ledger(txn)
+            ledger.adopt_pack(built.name, built.size, built.footer)
+            ledger.settle()
+            return ledger.conflicts
+
+        # A conflict (another pack has one of these ids with other refs) is settled by the next reconcile,
+        # which sees the flag in the pack's row; the pack itself stands.
+        self._index.write(adopt)
+        self._open[object_class].clear()
+
+    # --- the snapshot ---------------------------------------------------------------------------------------
+
+    def head(self) -> Head | None:
+        """See `interface.Session.head`."""
+        with self._index.read() as txn:
+            return catalog.head(txn, self._client.client_id)
+
+    def commit(self, snapshot_bytes: bytes) -> Committed:
+        """See `interface.Session.commit`."""
+        file = snapshot.decode_file(snapshot_bytes, receipt=False)
+        name = snapshot.snapshot_name(file.header.client_id, file.header.sequence)
+        self._check_identity(name, file)
+        self.flush()
+        try:
+            return self._index.write(lambda txn: self._commit_in(txn, name, file))
+        except (IndexReplaced, ObjectMissing):
+            # Rows that we knew are gone: somebody threw the index away. The directories still tell.
+            self._generation = self._index.generation
+            reconcile(self._truth, self._index)
+            return self._index.write(lambda txn: self._commit_in(txn, name, file))
+
+    def _check_identity(self, name: str, file: SnapshotFile) -> None:
+        client = adoption.check_snapshot(name, file, self._truth.repository_id, self._truth.owner_bundle)
+        mine = self._client
+        named = (client, file.header.client_id, file.header.domain_id, file.header.epoch)
+        if named != (mine.name, mine.client_id, mine.domain_id, mine.epoch):
+            raise NotAllowed("commit", "another client's snapshot")
+        from packnback.crypto.envelope import parse_envelope
+
+        facts = parse_envelope(bytes(record_format.parse(file.envelope_record).body))
+        bound = (facts.repository_id, facts.owner_id, facts.client_id, facts.domain_id, facts.epoch)
+        if bound != (self._truth.repository_id, mine.owner_id, mine.client_id, mine.domain_id, mine.epoch):
+            raise NotAllowed("commit", "envelope of another repository, owner, client, domain or epoch")
+        if facts.object_class != ObjectClass.META:
+            raise NotAllowed("commit", "envelope of the other class")
+
+    def _commit_in(self, txn: WriteTxn, name: str, file: SnapshotFile) -> Committed:
+        if self._index.generation != self._generation:
+            raise IndexReplaced
+        header, snapshot_id = file.header, file.id
+        known = catalog.find(txn, header.client_id, header.sequence, snapshot_id)
+        if known is not None:
+            return Committed(name, snapshot_id, known.time_ns)
+        self._check_chain(txn, file)
+        root = lookup(txn, header.root)
+        if root is None or not is_complete(txn, header.root):
+            raise ObjectMissing(header.root, snapshot_id.hex())
+        metadata = record_format.parse(file.metadata_record, checksum=False)
+        if root.kind != Kind.TABLE or metadata.level != root.level + 1 or header.root[:8] != header.domain_id[:8]:
+            raise NotAllowed("commit", "root")
+        receipt = self._receipt(txn)
+        data = snapshot.encode_file(
+            SnapshotFile(
+                header,
+                file.header_bytes,
+                file.signature,
+                file.certificate,
+                file.envelope_record,
+                file.metadata_record,
+                receipt,
+            )
+        )
+        try:
+            self._truth.blobs.publish(f"{layout.SNAPSHOTS}/{name}", [data])
+        except AlreadyExists:
+            # Published by an earlier run of this transaction, or by somebody whom our index has not seen.
+            data = self._truth.blobs.read(f"{layout.SNAPSHOTS}/{name}")
+        row = adoption.find_snapshot(name, data, self._truth.repository_id, self._truth.owner_bundle)
+        ledger = Ledger(txn)
+        ledger.adopt_snapshot(name, row)
+        ledger.settle()
+        if row.status != rows.GOOD:
+            raise DamageBlocks("snapshot", [name, row.reason])
+        if row.id != snapshot_id:
+            raise IndexReplaced  # adopt the other one by reconciling, then answer StaleSequence
+        self.bytes_published += len(data)
+        return Committed(name, snapshot_id, row.receipt.time_ns)
+
+    def _check_chain(self, txn: ReadTxn, file: SnapshotFile) -> None:
+        header, head = file.header, catalog.head(txn, file.header.client_id)
+        expected = (head.sequence + 1, head.id) if head else (1, bytes(32))
+        if header.sequence < expected[0]:
+            raise StaleSequence(header.sequence, expected[0] - 1)
+        if (header.sequence, header.prev) != expected:
+            raise Refused("chain", f"sequence {header.sequence} does not continue {expected[0] - 1}")
+        if head and header.epoch < head.epoch:
+            raise NotAllowed("commit", "epoch lower than before")
+
+    def _receipt(self, txn: ReadTxn) -> Receipt:
+        newest = catalog.newest_receipt(txn)
+        now = self._now_ns()
+        if newest and now < newest.time_ns - CLOCK_BACKWARDS_NS:
+            raise ClockRefused(now, newest.time_ns)
+        return Receipt(
+            max(now, newest.time_ns if newest else now),
+            newest.counter + 1 if newest else 1,
+            self.bytes_published,
+            self._self_stamped,
+        )
+
+
+def is_partial(flags: int) -> bool:
+    """Whether a snapshot header's flags mark a checkpoint."""
+    return bool(flags & PARTIAL)
