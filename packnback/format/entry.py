@@ -59,7 +59,7 @@ class Entry:
 
     `mode` holds the permission bits only (12 bits), `mtime_ns` is signed. `extents` cover the file without
     gap: their lengths sum to `size`. A file of very many extents has `far` instead: (id of an extent object,
-    bytes it covers) in order, `far_depth` levels of them.
+    bytes it covers) in order, `far_depth` levels of them (so these objects are of depth `far_depth` - 1).
     """
 
     name: bytes
@@ -216,7 +216,7 @@ def _decode_rare(entry: Entry, rare: Any, ids: Sequence[bytes], used: set[int]) 
             entry.extents = decode_extents(value, ids, used)
         elif key == _FAR:
             cbor.expect(type(value) is list and len(value) > 2, _WHAT, "far extents")
-            cbor.expect(cbor.is_uint(value[0], 8), _WHAT, "far extents")
+            cbor.expect(cbor.is_uint(value[0], 8) and value[0] > 0, _WHAT, "far extents")
             entry.far_depth = value[0]
             entry.far = decode_far(value[1:], ids, used)
         elif key in (_TARGET, _LINK):
