@@ -134,6 +134,7 @@ class OsFileSystem:
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
+            self.size(source)  # link refuses directories with EPERM, too, and rename would move them
             _rename_noreplace(self._root_fd, source, target)
             self.sync_dir(parent_of(source))
             return

@@ -40,9 +40,7 @@ class SimLocks:
         with self._changed:
             self._compactions_waiting += 1
             try:
-                if not self._changed.wait_for(
-                    lambda: not self._compacting and not self._sessions, timeout=wait_s
-                ):
+                if not self._changed.wait_for(lambda: not self._compacting and not self._sessions, timeout=wait_s):
                     raise Locked("lock", "compaction" if self._compacting else "session", wait_s)
                 self._compacting = True
             finally:
