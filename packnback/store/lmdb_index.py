@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import lmdb
 
 from packnback import errors
-from packnback.ids import MIB
+from packnback.ids import KIB
 from packnback.store import index_files
 from packnback.store.index import KEY_LIMIT, TABLES, ReadTxn, T, WriteTxn
 from packnback.store.index_probe import probe
@@ -45,7 +45,7 @@ destroy = index_files.destroy
 MAP_SIZE = 64 << 30
 """Address space taken at open, in bytes; no memory. Halved until it fits where address space is limited."""
 
-_MAP_SIZE_LEAST = 1 * MIB
+_MAP_SIZE_LEAST = 64 * KIB
 _TABLES_LIMIT = 32
 _SPARE_READ_TRANSACTIONS = 8
 
@@ -96,7 +96,7 @@ def _map(directory: str, wanted: int, least: int) -> lmdb.Environment:
                 max_spare_txns=_SPARE_READ_TRANSACTIONS,
             )
         except lmdb.MemoryError as error:
-            if size // 2 < least:
+            if size // 2 < max(least, _MAP_SIZE_LEAST):
                 raise errors.StorageFailed("map", directory, f"no address space for {size} bytes") from error
             size //= 2
 
@@ -126,7 +126,7 @@ class _Environment:
         self._env: lmdb.Environment | None = None
         self._stale = False
         self._poisoned = False
-        self._open(map_size, least=_MAP_SIZE_LEAST)
+        self._open(map_size, least=0)
 
     def _open(self, wanted: int, least: int) -> None:
         try:
@@ -142,10 +142,7 @@ class _Environment:
         except lmdb.Error as error:
             self.unmap()
             raise self.explained("open", error) from error
-        found = index_files.identity(self.directory)
-        if self.identity not in (None, found):
-            self.generation += 1
-        self.identity = found
+        self.identity = index_files.identity(self.directory)
         self._stale = False
 
     def unmap(self) -> None:
@@ -154,14 +151,18 @@ class _Environment:
         if env is not None:
             env.close()
 
-    def _reopen(self, *, least: int = _MAP_SIZE_LEAST) -> None:
+    def _reopen(self, *, least: int = 0) -> None:
         """Open the files that now stand at the path, with a map of at least `least` bytes."""
         with self.gate.exclusive():
             if self._stale or self.map_size < least:
-                self._stale = True
+                # An inode number cannot be taken by another file before the one that we have open is closed.
+                standing, opened = index_files.identity(self.directory), self.identity
+                self._stale, self.identity = True, None
                 self.unmap()
                 index_files.make_directory(self.directory)
                 self._open(max(self.map_size, least), least)
+                if not opened == standing == self.identity:
+                    self.generation += 1
 
     def begin(self, *, write: bool) -> tuple[lmdb.Transaction[bytes], int]:
         """A transaction, and the pass through the gate that `end` takes back."""
@@ -221,8 +222,8 @@ class _Environment:
         told = self.explained("write", error)
         if isinstance(told, errors.DiskFull):
             self._stale = True  # LMDB refuses an environment whose meta page it could not write: take a new one
-        elif isinstance(told, errors.StorageFailed):
-            self._poisoned = True
+        elif type(error) is lmdb.Error:
+            self._poisoned = True  # an errno of the file system; LMDB's own codes leave nothing half done
         return told
 
     def explained(self, operation: str, error: lmdb.Error) -> Exception:

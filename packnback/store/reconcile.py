@@ -119,7 +119,7 @@ def reconcile(truth: Truth, index: Index) -> Reconciled:
     others = _read_others(truth, new)
     removed = index.write(lambda txn: _adopt_and_remove(truth, txn, others, gone))
     if conflicts or (removed and _has_conflicts(index)):
-        _rebuild_in_order(truth, index)
+        rebuild_in_order(truth, index)
     return Reconciled(len(new.packs), len(new.others["snapshots"]), removed)
 
 
@@ -192,9 +192,12 @@ def _has_conflicts(index: Index) -> bool:
         return any(rows.decode_pack(key, value).conflicts for key, value in txn.scan("packs"))
 
 
-def _rebuild_in_order(truth: Truth, index: Index) -> None:
-    """Two packs disagree about an object. Which one counts must not depend on which was seen first, so all
-    is adopted anew in the order of the packs' names: the smallest name wins, always."""
+def rebuild_in_order(truth: Truth, index: Index) -> None:
+    """Adopt everything anew, in the order of the packs' names.
+
+    For when two packs disagree about an object: which one counts must not depend on which was seen first, so
+    the smallest name wins, always.
+    """
     with index.read() as txn:
         names = sorted(known_names(txn).packs)
     index.write(_clear)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from packnback.errors import (
     AlreadyExists,
@@ -38,8 +39,10 @@ from packnback.store import adoption, catalog, layout
 from packnback.store.index import Index, ReadTxn, WriteTxn
 from packnback.store.interface import Committed, Head
 from packnback.store.packer import EnvelopeFacts, Packer
-from packnback.store.reconcile import Truth, reconcile
+from packnback.store.reconcile import Truth, rebuild_in_order, reconcile
 from packnback.store.refcount import Ledger, is_complete, lookup
+
+T = TypeVar("T")
 
 CLOCK_BACKWARDS_NS = 15 * 60 * 10**9
 """A clock may be this much behind the newest receipt."""
@@ -94,8 +97,19 @@ class LocalSession:
         tag = self._client.domain_id[:8]
         if any(i[:8] != tag for i in ids):
             raise NotAllowed("has", "foreign domain")
-        with self._index.read() as txn:
-            return [self._is_open(i) or is_complete(txn, i) for i in ids]
+        return self._read(lambda txn: [self._is_open(i) or is_complete(txn, i) for i in ids])
+
+    def _read(self, body: Callable[[ReadTxn], T]) -> T:
+        """Run `body` on the index that we have reconciled, not on one that somebody has just made anew."""
+        while True:
+            with self._index.read() as txn:
+                if self._index.generation == self._generation:
+                    return body(txn)
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        self._generation = self._index.generation
+        reconcile(self._truth, self._index)
 
     def _is_open(self, object_id: bytes) -> bool:
         return any(object_id in opened for opened in self._open.values())
@@ -136,10 +150,8 @@ class LocalSession:
             raise NotAllowed("put", "envelope absent or of the other class")
         if self._is_open(record.id):
             return
-        with self._index.read() as txn:
-            if lookup(txn, record.id) is not None:
-                return
-            self._check_refs(txn, record)
+        if self._read(lambda txn: self._is_known(txn, record)):
+            return
         object_class = class_of(record.kind)
         packer = self._packers[object_class]
         packer.add(data, record, envelope)
@@ -148,6 +160,12 @@ class LocalSession:
             if object_class == ObjectClass.META:
                 self._publish(ObjectClass.DATA)
             self._publish(object_class)
+
+    def _is_known(self, txn: ReadTxn, record: Record) -> bool:
+        if lookup(txn, record.id) is not None:
+            return True
+        self._check_refs(txn, record)
+        return False
 
     def _check_refs(self, txn: ReadTxn, record: Record) -> None:
         """Every ref is complete or in an open pack, of a kind that may be referred to; the level follows."""
@@ -182,17 +200,15 @@ class LocalSession:
             ledger.settle()
             return ledger.conflicts
 
-        # A conflict (another pack has one of these ids with other refs) is settled by the next reconcile,
-        # which sees the flag in the pack's row; the pack itself stands.
-        self._index.write(adopt)
+        if self._index.write(adopt):
+            rebuild_in_order(self._truth, self._index)  # another session stored one of these ids otherwise
         self._open[object_class].clear()
 
     # --- the snapshot ---------------------------------------------------------------------------------------
 
     def head(self) -> Head | None:
         """See `interface.Session.head`."""
-        with self._index.read() as txn:
-            return catalog.head(txn, self._client.client_id)
+        return self._read(lambda txn: catalog.head(txn, self._client.client_id))
 
     def commit(self, snapshot_bytes: bytes) -> Committed:
         """See `interface.Session.commit`."""
@@ -204,8 +220,7 @@ class LocalSession:
             return self._index.write(lambda txn: self._commit_in(txn, name, file))
         except (IndexReplaced, ObjectMissing):
             # Rows that we knew are gone: somebody threw the index away. The directories still tell.
-            self._generation = self._index.generation
-            reconcile(self._truth, self._index)
+            self._catch_up()
             return self._index.write(lambda txn: self._commit_in(txn, name, file))
 
     def _check_identity(self, name: str, file: SnapshotFile) -> None:

@@ -1,0 +1,147 @@
+"""The engine on a real file system and real LMDB: what a session does, what reconcile makes of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from smallclient import OWNER, SmallClient
+
+from packnback.errors import FormatDamage, NotAllowed, ObjectMissing, Refused, StaleSequence
+from packnback.format import rows
+from packnback.format.record import parse
+from packnback.ids import Kind
+from packnback.store.index import Index
+from packnback.store.local import create_local, open_local
+from packnback.store.repository import LocalRepository
+
+FILES = {f"file{i}": bytes([i]) * (1000 * i) for i in range(11)}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[LocalRepository]:
+    opened = create_local(str(tmp_path / "repo"), OWNER.bundle.raw)
+    yield opened
+    opened.close()
+
+
+def dump(index: Index) -> dict[str, dict[bytes, bytes]]:
+    with index.read() as txn:
+        return {table: dict(txn.scan(table)) for table in rows.TABLES if table != "meta"}
+
+
+def test_backup_is_listed_and_every_object_can_be_fetched(repository: LocalRepository) -> None:
+    client = SmallClient(repository.config.repository_id)
+    with repository.session(client.certificate) as session:
+        done = client.backup(session, FILES)
+        assert session.bytes_published > 0
+    [info] = repository.snapshots()
+    assert (info.id, info.client, info.sequence, info.complete) == (done.id, "web1", 1, True)
+    objects, root = client.objects(FILES)
+    wanted = [o.id for o in objects] + [root.id]
+    fetched = {f.id: f for f in repository.fetch(wanted)}
+    assert set(fetched) == set(wanted)
+    assert all(f.problem is None and parse(f.record).id == f.id for f in fetched.values())
+
+
+def test_second_backup_stores_only_what_changed(repository: LocalRepository) -> None:
+    client = SmallClient(repository.config.repository_id)
+    with repository.session(client.certificate) as session:
+        client.backup(session, FILES)
+    with repository.session(client.certificate) as session:
+        before = session.bytes_published
+        client.backup(session, FILES | {"file3": b"changed"})
+        assert session.bytes_published - before < 60_000
+    assert [s.sequence for s in repository.snapshots()] == [1, 2]
+
+
+def test_index_after_sessions_equals_one_built_from_nothing(repository: LocalRepository, tmp_path: Path) -> None:
+    client = SmallClient(repository.config.repository_id)
+    for i in range(4):
+        with repository.session(client.certificate) as session:
+            client.backup(session, FILES | {"extra": bytes([i]) * 500})
+    lived = dump(repository.ports.index)
+    repository.rebuild()
+    rebuilt = dump(repository.ports.index)
+    for table in set(rows.TABLES) - {"meta", "packs", "pack_names", "objects", "more"}:
+        assert lived[table] == rebuilt[table], table
+    repository.close()
+    shutil.rmtree(tmp_path / "repo" / "index")
+    again = open_local(repository.location)
+    with again.reading():
+        assert len(again.snapshots()) == 4
+    assert again.ports.watch.counters.records_read == 0
+    again.close()
+
+
+def test_a_page_before_its_data_is_refused(repository: LocalRepository) -> None:
+    client = SmallClient(repository.config.repository_id)
+    objects, root = client.objects(FILES)
+    page = next(o for o in objects if o.level == 1)
+    with repository.session(client.certificate) as session:
+        for object_class in (1, 2):
+            session.put([client.envelope(object_class)[0]])
+        with pytest.raises(ObjectMissing):
+            session.put([page.record])
+        with pytest.raises(ObjectMissing):
+            session.commit(client.snapshot(root.id, None))
+
+
+def test_wrong_level_foreign_domain_and_missing_envelope_are_refused(repository: LocalRepository) -> None:
+    client = SmallClient(repository.config.repository_id)
+    other = SmallClient(repository.config.repository_id, "web2")
+    with repository.session(client.certificate) as session:
+        with pytest.raises(NotAllowed):
+            session.put([client.seal(Kind.DATA, [], b"no envelope yet", 0).record])
+        with pytest.raises(NotAllowed):
+            session.put([other.envelope(1)[0]])
+        session.put([client.envelope(1)[0], client.envelope(2)[0]])
+        with pytest.raises(NotAllowed):
+            session.put([other.seal(Kind.DATA, [], b"foreign", 0).record])
+        data = client.seal(Kind.DATA, [], b"data", 0)
+        session.put([data.record])
+        with pytest.raises(FormatDamage):
+            session.put([client.seal(Kind.PAGE, [data.id], b"page", 3).record])
+        with pytest.raises(NotAllowed):
+            session.has([other.seal(Kind.DATA, [], b"data", 0).id])
+
+
+def test_chain_is_continued_and_commit_is_idempotent(repository: LocalRepository) -> None:
+    client = SmallClient(repository.config.repository_id)
+    with repository.session(client.certificate) as session:
+        root = client.store(session, FILES)
+        first = client.snapshot(root, None)
+        done = session.commit(first)
+        assert session.commit(first) == done
+        with pytest.raises(StaleSequence):
+            session.commit(client.snapshot(root, None, time_ns=7))
+        head = session.head()
+        assert head is not None
+        skipping = type(head)(head.sequence + 1, head.id, head.received_ns, head.epoch)
+        with pytest.raises(Refused):
+            session.commit(client.snapshot(root, skipping))
+
+
+def test_lower_epoch_is_refused(repository: LocalRepository) -> None:
+    newer = SmallClient(repository.config.repository_id, epoch=3)
+    with repository.session(newer.certificate) as session:
+        newer.backup(session, FILES)
+    older = SmallClient(repository.config.repository_id, epoch=2)
+    with pytest.raises(NotAllowed), repository.session(older.certificate):
+        pass
+
+
+def test_index_thrown_away_under_a_session(repository: LocalRepository, tmp_path: Path) -> None:
+    client = SmallClient(repository.config.repository_id)
+    with repository.session(client.certificate) as session:
+        client.backup(session, FILES)
+        root = client.store(session, FILES | {"new": b"new"})
+        session.flush()
+        shutil.rmtree(tmp_path / "repo" / "index")
+        head = session.head()
+        assert head is not None and head.sequence == 1
+        shutil.rmtree(tmp_path / "repo" / "index")
+        session.commit(client.snapshot(root, head))
+    assert [s.complete for s in repository.snapshots()] == [True, True]
