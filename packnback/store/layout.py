@@ -38,6 +38,17 @@ def pack_path(name: str) -> str:
     return f"{PACKS}/{name[:2]}/{name}.pack"
 
 
+def pack_name(directory: str, file_name: str) -> bytes | None:
+    """The 32-byte name of the pack in this file, or None for a file that cannot be a pack of this directory."""
+    stem, suffix = file_name[:64], file_name[64:]
+    if suffix != ".pack" or stem != stem.lower() or not directory.endswith("/" + stem[:2]):
+        return None
+    try:
+        return bytes.fromhex(stem) if len(stem) == 64 else None
+    except ValueError:
+        return None
+
+
 def make_layout(fs: FileSystem) -> None:
     """Makes and syncs all directories. Those that are there already (an interrupted run) are kept.
 

@@ -36,7 +36,6 @@ from packnback.store.refcount import Ledger
 _BATCH_RECORDS = 100_000
 """About so many records are adopted in one transaction."""
 _DIRECTORIES = {"snapshots": layout.SNAPSHOTS, "markers": layout.FORGOTTEN, "batches": layout.HEADERS}
-_SUFFIX = ".pack"
 
 
 @dataclass(slots=True)
@@ -88,22 +87,11 @@ def listed_names(truth: Truth) -> Names:
     packs = set()
     for directory in layout.PACK_DIRECTORIES:
         for name in truth.blobs.list(directory):
-            stem = _pack_name(directory, name)
+            stem = layout.pack_name(directory, name)
             if stem is not None:
                 packs.add(stem)
     truth.watch.counters.packs_listed += len(packs)
     return Names(packs, others)
-
-
-def _pack_name(directory: str, name: str) -> bytes | None:
-    """The name of a pack, or None for a file that cannot be one (`check` reports those)."""
-    if not name.endswith(_SUFFIX) or len(name) != 64 + len(_SUFFIX) or name != name.lower():
-        return None
-    try:
-        stem = bytes.fromhex(name[:64])
-    except ValueError:
-        return None
-    return stem if directory.endswith("/" + name[:2]) else None
 
 
 def reconcile(truth: Truth, index: Index) -> Reconciled:

@@ -1,0 +1,211 @@
+"""`check`: is the truth whole, and is the index what the truth makes of it? No key is needed.
+
+Structure first: a second index is built from nothing and compared, row by row, with the one in use. A difference
+is damage of the index, not of the repository, and is mended by rebuilding. What is damaged for good is told
+from the fresh index: files that cannot be parsed, objects that are missing, gaps in a client's chain, files that
+do not belong here. Reading every record and its checksum is `packnback.store.scrub`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+from packnback.errors import IndexDamage
+from packnback.format import rows
+from packnback.store import catalog, layout
+from packnback.store.damage import Finding, missing_below, snapshots_needing
+from packnback.store.index import Index, ReadTxn
+from packnback.store.interface import SnapshotInfo
+from packnback.store.lmdb_index import LmdbIndex
+from packnback.store.reconcile import Truth, reconcile
+from packnback.store.repository import LocalRepository
+
+_KIND_OF_DIRECTORY = {"packs": "pack", "snapshots": "snapshot", "forgotten": "marker", "headers": "headers"}
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What was found. `damage` is lost or unreadable truth; `repaired` is what was wrong with the index."""
+
+    packs: int = 0
+    objects: int = 0
+    snapshots: int = 0
+    damage: list[Finding] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def _temporary_index() -> Iterator[Index]:
+    with tempfile.TemporaryDirectory(prefix="packnback-check-") as parent:
+        index = LmdbIndex.open(os.path.join(parent, "index"), ballast_bytes=0)
+        try:
+            yield index
+        finally:
+            index.close()
+
+
+def check_structure(repository: LocalRepository) -> CheckReport:
+    """Compare index and truth; see the module's docstring. The caller holds the lock, and has reconciled."""
+    report = CheckReport()
+    with _temporary_index() as fresh:
+        reconcile(repository.truth, fresh)
+        difference = index_difference(repository.ports.index, fresh)
+        if difference is not None:
+            repository.rebuild()
+            report.repaired.append(difference)
+        with fresh.read() as txn:
+            report.packs, report.objects = txn.count("packs"), txn.count("objects")
+            infos = catalog.snapshots(txn)
+            report.snapshots = len(infos)
+            report.damage += file_findings(txn)
+            report.damage += missing_findings(txn, infos)
+            report.damage += chain_findings(txn)
+    report.damage += stranger_findings(repository.truth)
+    return report
+
+
+def index_difference(live: Index, fresh: Index) -> str | None:
+    """The first difference between two indexes, pack numbers read as names and ``meta`` left out, or None."""
+    with live.read() as a, fresh.read() as b:
+        try:
+            names = {id(a): _pack_names(a), id(b): _pack_names(b)}
+            for table in rows.TABLES:
+                if table in ("meta", "packs", "pack_names"):
+                    continue
+                pairs = zip_longest(_readable(a, table, names[id(a)]), _readable(b, table, names[id(b)]))
+                for mine, theirs in pairs:
+                    if mine != theirs:
+                        return f"table {table}, row {(mine or theirs or (b'',))[0].hex()}"
+            mine_packs, their_packs = ({v[0]: v[1] for v in names[id(t)].values()} for t in (a, b))
+            if mine_packs != their_packs:
+                return "table packs"
+        except IndexDamage as damage:
+            return f"table {damage.path}, {damage.why}"
+    return None
+
+
+def _pack_names(txn: ReadTxn) -> dict[int, tuple[bytes, rows.PackRow]]:
+    decoded = ((rows.number_of(key), rows.decode_pack(key, value)) for key, value in txn.scan("packs"))
+    return {number: (row.name, row) for number, row in decoded}
+
+
+def _readable(
+    txn: ReadTxn, table: str, names: dict[int, tuple[bytes, rows.PackRow]]
+) -> Iterator[tuple[bytes, object]]:
+    """Rows with pack numbers replaced by names; in ``more``, ordered by them."""
+    if table == "objects":
+        for key, value in txn.scan(table):
+            row = rows.decode_object(key, value)
+            yield key, (_name(names, row.pack), row.offset, row.length, row.kind, row.level)
+    elif table == "more":
+        group: list[tuple[bytes, object]] = []
+        for key, value in txn.scan(table):
+            object_id, number = rows.split_more_key(key)
+            if group and group[0][0] != object_id:
+                yield from sorted(group, key=repr)
+                group = []
+            group.append((object_id, (_name(names, number), rows.decode_more(key, value))))
+        yield from sorted(group, key=repr)
+    else:
+        for key, value in txn.scan(table):
+            yield key, rows.unseal(table, key, value)
+
+
+def _name(names: dict[int, tuple[bytes, rows.PackRow]], number: int) -> bytes:
+    if number not in names:
+        raise IndexDamage("packs", f"pack {number} is missing")
+    return names[number][0]
+
+
+def file_findings(txn: ReadTxn) -> list[Finding]:
+    """Files that cannot be parsed. A damaged snapshot touches itself."""
+    return [
+        Finding(_KIND_OF_DIRECTORY[directory], name, why, (name,) if directory == "snapshots" else ())
+        for directory, name, why in catalog.damaged_files(txn)
+    ]
+
+
+def missing_findings(txn: ReadTxn, infos: list[SnapshotInfo]) -> list[Finding]:
+    """Absent objects that some snapshot needs."""
+    missing: set[bytes] = set()
+    for info in infos:
+        if not info.complete:
+            missing |= missing_below(txn, info.root)
+    needed = snapshots_needing(txn, infos, missing)
+    return [
+        Finding("object", object_id.hex(), "missing", tuple(sorted(needed[object_id])))
+        for object_id in sorted(missing)
+    ]
+
+
+def chain_findings(txn: ReadTxn) -> list[Finding]:
+    """Gaps in the chain of each client: a number without a header, live or kept, or a wrong previous hash."""
+    chains: dict[bytes, dict[int, tuple[bytes, bytes]]] = {}
+    for key, value in txn.scan("released"):
+        client_id, sequence, _ = rows.split_released_key(key)
+        kept = rows.decode_released(key, value)
+        chains.setdefault(client_id, {})[sequence] = (kept.id, kept.prev)
+    for key, value in txn.scan("snapshots"):
+        row = rows.decode_snapshot(key, value)
+        if row.status == rows.GOOD:
+            chains.setdefault(row.client_id, {})[row.sequence] = (row.id, row.prev)
+    findings = []
+    for client_id, chain in sorted(chains.items()):
+        before = bytes(32)
+        for sequence in range(1, max(chain) + 1):
+            found = chain.get(sequence)
+            if found is None:
+                findings.append(Finding("chain", f"{client_id.hex()}-{sequence:016x}", "no header"))
+            elif before and found[1] != before:
+                findings.append(Finding("chain", f"{client_id.hex()}-{sequence:016x}", "does not continue the chain"))
+            before = found[0] if found else b""
+    return findings
+
+
+def stranger_findings(truth: Truth) -> list[Finding]:
+    """Files in ``packs/`` that cannot be packs: somebody else's, or packs under a changed name."""
+    findings = []
+    for directory in layout.PACK_DIRECTORIES:
+        for name in truth.blobs.list(directory):
+            if layout.pack_name(directory, name) is None:
+                findings.append(Finding("stranger", f"{directory}/{name}", "not a pack's name"))
+    return findings
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Sizes, in bytes. Live are the records that some snapshot needs, with the packs' framing left out."""
+
+    packs: int
+    objects: int
+    objects_live: int
+    snapshots: int
+    bytes_total: int
+    bytes_live: int
+
+    @property
+    def bytes_waste(self) -> int:
+        """What compaction could free at the most."""
+        return self.bytes_total - self.bytes_live
+
+
+def stats(repository: LocalRepository) -> Stats:
+    """Sizes as the index knows them. The caller holds the lock, and has reconciled."""
+    with repository.ports.index.read() as txn:
+        packs = [rows.decode_pack(key, value) for key, value in txn.scan("packs")]
+        infos = catalog.snapshots(txn)
+        snapshot_bytes = sum(info.size for info in infos)
+        framing = sum(p.size - p.record_bytes for p in packs if p.live_bytes)
+        return Stats(
+            packs=len(packs),
+            objects=txn.count("objects"),
+            objects_live=txn.count("counts"),
+            snapshots=len(infos),
+            bytes_total=sum(p.size for p in packs) + snapshot_bytes,
+            bytes_live=sum(p.live_bytes for p in packs) + framing + snapshot_bytes,
+        )
