@@ -1,0 +1,111 @@
+"""Cutting large files: public candidates, a secret choice.
+
+fastcdc proposes the ends of *pieces* (2 to 32 KiB, 8 KiB on average); whether the end of a piece ends a *chunk*
+as well is decided by a PRF, under the cut key, of the 64 bytes before it. Other tools cut with a keyed table or
+a keyed polynomial, which are linear and can be solved for from the lengths of known files; here there is nothing
+linear to solve. A piece depends on nothing before it and a chunk is a run of whole pieces, so an insertion moves
+the cuts of one chunk or two, and the pieces can be reused by themselves when only few of them changed.
+
+A chunk has at least 256 KiB (unless the file has less), 1 MiB on average and at most 4 MiB; a tail below the
+minimum joins the chunk before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from packnback.ids import KIB, MIB
+
+FILE_MIN = 512 * KIB
+"""Files of at least this many bytes are cut, smaller ones are bundled."""
+CHUNK_MIN = 256 * KIB
+CHUNK_MAX = 4 * MIB
+PIECE_MIN, PIECE_AVERAGE, PIECE_MAX = 2 * KIB, 8 * KIB, 32 * KIB
+PENDING_MAX = CHUNK_MAX + CHUNK_MIN
+"""Most bytes that `Cutter.feed` can leave behind for the next call; also the length of the longest chunk."""
+
+_CUT_ONE_IN = 96
+_CUT_BELOW = (1 << 64) // _CUT_ONE_IN
+_CUT_CONTEXT_LEN = 64
+
+
+class Chunk(NamedTuple):
+    """A run of whole pieces, within the data that was fed."""
+
+    offset: int
+    length: int
+    pieces: list[int]
+    """Lengths of its pieces in bytes; they sum to `length`."""
+
+
+@cache
+def _piece_finder() -> Callable[..., Iterable[Any]]:
+    # Importing fastcdc takes 0.1 s, most of it for its command line; a run without large files needs none of it.
+    from fastcdc.fastcdc_cy import fastcdc_cy
+
+    return fastcdc_cy  # type: ignore[no-any-return]
+
+
+class Cutter:
+    """Cuts one file, given in any number of parts. `chunk_key` is the put key's `chunk_key`, 32 bytes."""
+
+    def __init__(self, chunk_key: bytes) -> None:
+        self._key = chunk_key
+        self._pieces: list[int] = []
+        self._scanned = 0
+        self._ended = False
+
+    def feed(self, data: memoryview, *, final: bool = False) -> list[Chunk]:
+        """The chunks that are certain now; `final` says that the file ends with `data`.
+
+        `data` starts where the last chunk returned by the previous call ended: what was not cut is shown
+        again, with more behind it, and never exceeds PENDING_MAX. The chunks are the same for every way of
+        splitting the file into calls. Small steps cost time, as one piece is looked at again in each.
+        """
+        chunks: list[Chunk] = []
+        start = 0
+        while True:
+            if not self._ended:
+                self._scan(data, start, final)
+            # A chunk is certain once a tail behind it could stand alone.
+            if not self._ended or len(data) - start - self._scanned < CHUNK_MIN:
+                break
+            chunks.append(self._take(start))
+            start += chunks[-1].length
+        if final and start < len(data):
+            if self._ended:
+                self._append_tail(data[start + self._scanned :])
+            chunks.append(self._take(start))
+        return chunks
+
+    def _take(self, start: int) -> Chunk:
+        chunk = Chunk(start, self._scanned, self._pieces)
+        self._pieces, self._scanned, self._ended = [], 0, False
+        return chunk
+
+    def _scan(self, data: memoryview, start: int, final: bool) -> None:
+        """Collect pieces of the chunk that begins at `start`, up to its end or the last certain piece."""
+        pieces, scanned, key = self._pieces, self._scanned, self._key
+        known = len(data) - start
+        for piece in _piece_finder()(data[start + scanned :], PIECE_MIN, PIECE_AVERAGE, PIECE_MAX):
+            end = scanned + piece.length
+            if end == known and not final:
+                break  # more bytes may lengthen this piece
+            pieces.append(piece.length)
+            scanned = end
+            if scanned < CHUNK_MIN:
+                continue
+            context = data[start + scanned - _CUT_CONTEXT_LEN : start + scanned]
+            value = int.from_bytes(blake2b(context, key=key, digest_size=8).digest(), "little")
+            if value < _CUT_BELOW or scanned > CHUNK_MAX - PIECE_MAX:
+                self._ended = True
+                break
+        self._scanned = scanned
+
+    def _append_tail(self, tail: memoryview) -> None:
+        lengths = [p.length for p in _piece_finder()(tail, PIECE_MIN, PIECE_AVERAGE, PIECE_MAX)]
+        self._pieces += lengths
+        self._scanned += len(tail)
