@@ -52,14 +52,17 @@ class TransactionGate:
         self.refuse_live()
         with self._changed:
             self._changes_wanted += 1
-            while self._live or self._changing:
-                self._changed.wait()
-            self._changing = True
-        try:
+        changing = False
+        try:  # from here on, for an interrupt of the wait must not leave the gate shut
+            with self._changed:
+                while self._live or self._changing:
+                    self._changed.wait()
+                self._changing = changing = True
             yield
         finally:
             with self._changed:
-                self._changing = False
+                if changing:
+                    self._changing = False
                 self._changes_wanted -= 1
                 self._changed.notify_all()
 

@@ -1,0 +1,188 @@
+"""`check --repair`: put damaged packs aside, after saving what is still good in them. Nothing is ever deleted.
+
+The order, for each damaged pack:
+
+1. its good records go into a new pack, with their envelopes; published, and adopted by the index;
+2. a copy of the damaged file is published in ``quarantine/``;
+3. only then the file leaves ``packs/``; when that is durable, reconcile takes its rows out of the index.
+
+From then on `has` answers for the lost objects with no, and the next backup that meets the same data uploads
+it again: the repository heals by being used. A crash anywhere leaves both packs, or the damaged one alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from packnback.crypto.envelope import parse_envelope
+from packnback.errors import AlreadyExists, BlobMissing, EnvelopeRejected, PackDamage, StorageFailed, UnsupportedVersion
+from packnback.format import record as record_format
+from packnback.format import rows
+from packnback.format.record import Record
+from packnback.ids import KIB, Kind, ObjectClass, class_of
+from packnback.store import adoption, layout
+from packnback.store.blobs import BlobStore
+from packnback.store.index import WriteTxn
+from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.refcount import Ledger, lookup, pack_row
+from packnback.store.repository import LocalRepository
+from packnback.store.scrub import scrub_pack
+
+_BLOCK = 64 * KIB
+"""What of a file cannot be read is replaced by zeros, in blocks of this size."""
+
+
+@dataclass(slots=True)
+class Repaired:
+    """What a repair did."""
+
+    packs: list[str] = field(default_factory=list)
+    """Names of the packs that stand in ``quarantine/`` now."""
+    objects_saved: int = 0
+    objects_lost: list[bytes] = field(default_factory=list)
+    """Objects that stand nowhere any more."""
+
+
+def repair(repository: LocalRepository, bad_ids: Iterable[bytes] = (), suspects: Iterable[bytes] = ()) -> Repaired:
+    """Put aside every pack that cannot be parsed, every one of `suspects` that turns out damaged, and every
+    one that holds one of `bad_ids` (which a reader with a key has found wanting).
+
+    The caller holds the lock exclusively, and has rebuilt the index.
+    """
+    done, bad = Repaired(), set(bad_ids)
+    before = _object_ids(repository, bad)
+    for name in _packs_to_repair(repository, bad, suspects):
+        before |= _repair_pack(repository, name, bad, done)
+    repository.reconcile()
+    with repository.ports.index.read() as txn:
+        done.objects_lost = sorted(i for i in before if lookup(txn, i) is None)
+    return done
+
+
+def _object_ids(repository: LocalRepository, ids: set[bytes]) -> set[bytes]:
+    with repository.ports.index.read() as txn:
+        return {i for i in ids if lookup(txn, i) is not None}
+
+
+def _packs_to_repair(repository: LocalRepository, bad: set[bytes], suspects: Iterable[bytes]) -> list[bytes]:
+    found = set(suspects)
+    with repository.ports.index.read() as txn:
+        for key, value in txn.scan("packs"):
+            row = rows.decode_pack(key, value)
+            if row.status == rows.DAMAGED or row.conflicts:
+                found.add(row.name)
+        for object_id in bad:
+            row_of_object = lookup(txn, object_id)
+            if row_of_object is not None:
+                found.add(pack_row(txn, row_of_object.pack).name)
+            for key, _ in txn.scan("more", object_id):
+                found.add(pack_row(txn, rows.split_more_key(key)[1]).name)
+    return sorted(found)
+
+
+def _repair_pack(repository: LocalRepository, name: bytes, bad: set[bytes], done: Repaired) -> set[bytes]:
+    """Salvage and put aside one pack; the ids of the objects in it that are not good."""
+    truth, path = repository.truth, layout.pack_path(name.hex())
+    scrubbed = scrub_pack(truth, name)
+    try:
+        _, footer = adoption.read_footer(truth.blobs, name, truth.watch.counters)
+        named = {row.id for row in footer.records}
+    except (PackDamage, BlobMissing, StorageFailed):
+        named = set()
+    except UnsupportedVersion:
+        return set()  # not damage: a newer program will know what to do with it
+    if named and not scrubbed.problem and not scrubbed.bad and not named & bad and not _in_conflict(repository, name):
+        return set()
+    data = _read_what_can_be_read(truth.blobs, path)
+    saved = _salvage(repository, data, bad)
+    done.objects_saved += len(saved)
+    try:
+        truth.blobs.publish(f"{layout.QUARANTINE}/{name.hex()}.pack", [data])
+    except AlreadyExists:
+        pass  # an earlier repair was cut off right after this
+    truth.blobs.delete(path)
+    truth.blobs.barrier()
+    done.packs.append(name.hex())
+    return named - saved
+
+
+def _in_conflict(repository: LocalRepository, name: bytes) -> bool:
+    with repository.ports.index.read() as txn:
+        value = txn.get("pack_names", name)
+        return value is not None and bool(pack_row(txn, rows.decode_number(name, value)).conflicts)
+
+
+def _read_what_can_be_read(blobs: BlobStore, path: str) -> bytes:
+    try:
+        return blobs.read(path)
+    except StorageFailed:
+        size, blocks = blobs.size(path), []
+        for offset in range(0, size, _BLOCK):
+            length = min(_BLOCK, size - offset)
+            try:
+                blocks.append(blobs.read(path, offset, length))
+            except StorageFailed:
+                blocks.append(bytes(length))
+        return b"".join(blocks)
+
+
+def _salvage(repository: LocalRepository, data: bytes, bad: set[bytes]) -> set[bytes]:
+    """Publish the good records of a damaged pack in new packs, one for each class; the ids that were saved.
+
+    A record of which another pack has a different copy is left behind: the other one counts.
+    """
+    envelopes: dict[bytes, EnvelopeFacts] = {}
+    objects: dict[bytes, tuple[bytes, Record]] = {}
+    for at, record in record_format.scan(data):
+        whole = data[at : at + record.length]
+        if record.kind == Kind.ENVELOPE:
+            facts = _envelope_facts(whole, record)
+            if facts is not None:
+                envelopes[record.envelope_id] = facts
+        elif record.kind != Kind.METADATA and record.id not in bad:
+            objects[record.id] = whole, record
+    packers = {c: Packer(repository.ports.random) for c in ObjectClass}
+    saved = set()
+    for object_id, (whole, record) in objects.items():
+        envelope = envelopes.get(record.envelope_id)
+        if envelope is None or envelope.object_class != class_of(record.kind):
+            continue
+        if object_id[:8] != envelope.domain_id[:8] or _contradicts(repository, record):
+            continue
+        packers[class_of(record.kind)].add(whole, record, envelope)
+        saved.add(object_id)
+    for packer in packers.values():
+        if packer:
+            _publish(repository, packer)
+    return saved
+
+
+def _envelope_facts(whole: bytes, record: Record) -> EnvelopeFacts | None:
+    try:
+        facts = parse_envelope(bytes(record.body))
+    except EnvelopeRejected:
+        return None
+    return EnvelopeFacts(whole, record.id, facts.client_id, facts.domain_id, facts.epoch, facts.object_class)
+
+
+def _contradicts(repository: LocalRepository, record: Record) -> bool:
+    with repository.ports.index.read() as txn:
+        row = lookup(txn, record.id)
+        if row is None:
+            return False
+        refs = txn.get("refs", record.id)
+        same_refs = refs is None or rows.unseal("refs", record.id, refs) == record.refs
+        return (row.kind, row.level) != (record.kind, record.level) or not same_refs
+
+
+def _publish(repository: LocalRepository, packer: Packer) -> None:
+    built = packer.finish()
+    repository.truth.blobs.publish(layout.pack_path(built.name.hex()), built.buffers)
+
+    def adopt(txn: WriteTxn) -> None:
+        ledger = Ledger(txn)
+        ledger.adopt_pack(built.name, built.size, built.footer)
+        ledger.settle()
+
+    repository.ports.index.write(adopt)
