@@ -13,6 +13,7 @@
 A key that is subtly wrong would make backups that nobody can read, and nobody would know until they are needed.
 So decoding checks all that can be checked: that the receivers hash to the owner id in the certificate, that the
 certificate verifies, that the signing seed is the certified one, that secrets belong to the bundle's public keys.
+What has no public counterpart (psks, id keys, their roots, cut keys) only the file's checksum can vouch for.
 """
 
 from __future__ import annotations
