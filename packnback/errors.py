@@ -258,6 +258,14 @@ class PassphraseNeeded(KeyProblem):
 
 
 @dataclass(eq=False)
+class PassphraseSourceFailed(KeyProblem):
+    """Where the passphrase should have come from (a file, a command) did not give one."""
+
+    source: str
+    why: str
+
+
+@dataclass(eq=False)
 class WrongOwner(KeyProblem):
     """The key belongs to another owner than the repository."""
 

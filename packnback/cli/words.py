@@ -1,0 +1,367 @@
+"""Errors become words here, and nowhere else: for each class a message, a hint on what to do, an exit code.
+
+The branch of the error tree decides the exit code. Every class has an entry in the table below; a test walks
+the tree and complains about one that has none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from packnback import errors
+from packnback.cli.quantities import rfc3339, shown_duration
+from packnback.errors import PacknbackError
+from packnback.ids import short
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+INCOMPLETE = 3
+DAMAGED = 4
+KEY = 5
+LOCKED = 6
+NOT_ALLOWED = 7
+INTERRUPTED = 130
+
+_EXIT_CODES: dict[type[PacknbackError], int] = {
+    errors.Failed: FAILED,
+    errors.UsageError: USAGE,
+    errors.Damage: DAMAGED,
+    errors.KeyProblem: KEY,
+    errors.Locked: LOCKED,
+    errors.NotAllowed: NOT_ALLOWED,
+}
+
+_CHECK = "run `packnback check --read-data` to see what else is concerned"
+_GENERATE_PUT = "make one where the owner key is: packnback key put put.key --from owner.key --client NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a person is told."""
+
+    message: str
+    hint: str | None = None
+
+
+def exit_code(error: PacknbackError) -> int:
+    """The exit code of an error, by its branch of the tree."""
+    return next((code for branch, code in _EXIT_CODES.items() if isinstance(error, branch)), FAILED)
+
+
+def kind(error: PacknbackError) -> str:
+    """The stable word for an error's class: ``NotARepository`` → ``not-a-repository``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(error).__name__).lower()
+
+
+def words(error: PacknbackError) -> Words:
+    """The message and hint for an error of any class."""
+    write = _WRITERS.get(type(error))
+    return write(error) if write else Words(str(error))
+
+
+def as_json(error: PacknbackError) -> dict[str, Any]:
+    """``{"error": {"kind", "message", "hint"?, …facts}}``."""
+    told = words(error)
+    document: dict[str, Any] = {"kind": kind(error), "message": told.message}
+    if told.hint is not None:
+        document["hint"] = told.hint
+    for name, value in error.facts().items():
+        document.setdefault(name, _plain(value))
+    return {"error": document}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+Writer = Callable[[Any], Words]
+_WRITERS: dict[type[PacknbackError], Writer] = {}
+
+
+def _for(cls: type[PacknbackError]) -> Callable[[Writer], Writer]:
+    def register(writer: Writer) -> Writer:
+        _WRITERS[cls] = writer
+        return writer
+
+    return register
+
+
+# --- exit 1 ----------------------------------------------------------------------------------------------
+
+
+@_for(errors.NotARepository)
+def _(e: errors.NotARepository) -> Words:
+    return Words(f"there is no repository at {e.path}", f"check the path, or make one: packnback -r {e.path} init")
+
+
+@_for(errors.AlreadyExists)
+def _(e: errors.AlreadyExists) -> Words:
+    return Words(f"{e.path} exists already", "nothing was changed; choose another name, or move it away")
+
+
+@_for(errors.UnsupportedVersion)
+def _(e: errors.UnsupportedVersion) -> Words:
+    return Words(
+        f"the {e.what} is of version {e.found}; this program knows version {e.supported}",
+        "nothing was changed; use a newer packnback",
+    )
+
+
+@_for(errors.WrongRepository)
+def _(e: errors.WrongRepository) -> Words:
+    return Words(
+        f"{e.location} holds another repository than before (now {e.found[:12]}, earlier {e.expected[:12]})",
+        "if it was replaced on purpose, look into it, then run: packnback accept-rollback --reason TEXT",
+    )
+
+
+@_for(errors.DiskFull)
+def _(e: errors.DiskFull) -> Words:
+    return Words(f"the disk is full: {e.path}", "what was stored before is safe; free some space and run it again")
+
+
+@_for(errors.StorageFailed)
+def _(e: errors.StorageFailed) -> Words:
+    return Words(f"cannot {e.operation} {e.path}: {e.reason}")
+
+
+@_for(errors.BlobMissing)
+def _(e: errors.BlobMissing) -> Words:
+    return Words(f"the file {e.name} is not in the repository any more", "run the command again")
+
+
+@_for(errors.Poisoned)
+def _(e: errors.Poisoned) -> Words:
+    return Words(
+        f"an earlier write to {e.path} could not be made durable, so nothing more is written",
+        "look at the disk and the system's log, then run it again: what is lost is only what was being written",
+    )
+
+
+@_for(errors.SnapshotUnknown)
+def _(e: errors.SnapshotUnknown) -> Words:
+    return Words(f"there is no snapshot {e.wanted}", "see `packnback list` (and `packnback list --all`)")
+
+
+@_for(errors.SnapshotAmbiguous)
+def _(e: errors.SnapshotAmbiguous) -> Words:
+    return Words(f"{e.wanted} fits several snapshots: {', '.join(e.candidates)}", "give more digits")
+
+
+@_for(errors.PathUnknown)
+def _(e: errors.PathUnknown) -> Words:
+    if e.snapshot is None:
+        return Words(f"{e.path} does not exist")
+    return Words(f"{e.path} is not in snapshot {e.snapshot[:12]}", "see `packnback ls SNAPSHOT`; paths start at the root")
+
+
+@_for(errors.NothingToBackUp)
+def _(e: errors.NothingToBackUp) -> Words:
+    return Words(f"nothing to back up: {', '.join(e.paths)} cannot be found", "no snapshot was made")
+
+
+@_for(errors.CommandFailed)
+def _(e: errors.CommandFailed) -> Words:
+    return Words(f"the command {e.command} ended with status {e.status}", "no snapshot was made of its output")
+
+
+@_for(errors.ClockRefused)
+def _(e: errors.ClockRefused) -> Words:
+    return Words(
+        f"the clock says {rfc3339(e.now_ns, fraction=False)},"
+        f" but the repository's newest entry is of {rfc3339(e.newest_ns, fraction=False)}",
+        "set the clock right; if it is right and you know why there is a gap, --force goes on",
+    )
+
+
+_REFUSALS = {
+    "chain": Words("the snapshot does not continue this client's chain", "run it again"),
+    "last-snapshots": Words(
+        "this would forget every snapshot of a client", "if that is what you want, add --force"
+    ),
+}
+
+
+@_for(errors.Refused)
+def _(e: errors.Refused) -> Words:
+    known = _REFUSALS.get(e.reason, Words(f"refused: {e.reason}"))
+    return Words(f"{known.message}: {e.detail}", known.hint) if e.detail else known
+
+
+_ALARMS = {
+    "rollback": "the repository has gone back to an earlier state: its newest snapshot of {client} is number {found},"
+    " this machine has made number {known}",
+    "in-use-elsewhere": "the key of {client} is in use elsewhere: the repository has its snapshot number {found},"
+    " this machine has made number {known} only",
+    "fork": "the repository holds another snapshot number {found} of {client} than the one made here",
+}
+
+
+@_for(errors.ChainAlarm)
+def _(e: errors.ChainAlarm) -> Words:
+    message = _ALARMS.get(e.state, "the repository's chain of {client} is not as remembered ({found}, {known})")
+    return Words(
+        message.format(client=e.client, found=e.found_sequence, known=e.known_sequence),
+        "no snapshot was made. Find out why (a restored disk, a cloned machine, a stolen key?);"
+        " to go on: packnback accept-rollback --reason TEXT",
+    )
+
+
+@_for(errors.StaleSequence)
+def _(e: errors.StaleSequence) -> Words:
+    return Words(
+        f"other snapshots of this client took number {e.sequence} and more at the same time (now {e.head_sequence})",
+        "run it again when no other backup of this client is running",
+    )
+
+
+# --- exit 2 ----------------------------------------------------------------------------------------------
+
+
+@_for(errors.UsageError)
+def _(e: errors.UsageError) -> Words:
+    return Words(e.message)
+
+
+# --- exit 4 ----------------------------------------------------------------------------------------------
+
+
+@_for(errors.FormatDamage)
+def _(e: errors.FormatDamage) -> Words:
+    place = f" ({e.where})" if e.where else ""
+    return Words(f"damaged {e.what}: {e.why}{place}", _CHECK)
+
+
+@_for(errors.PackDamage)
+def _(e: errors.PackDamage) -> Words:
+    place = f" at byte {e.offset}" if e.offset is not None else ""
+    return Words(f"pack {e.pack[:12]} is damaged{place}: {e.why}", _CHECK)
+
+
+@_for(errors.ObjectMissing)
+def _(e: errors.ObjectMissing) -> Words:
+    needed = f", which {e.needed_by[:12]} needs" if e.needed_by else ""
+    return Words(f"object {short(e.id)} is missing{needed}", _CHECK)
+
+
+@_for(errors.ObjectDamage)
+def _(e: errors.ObjectDamage) -> Words:
+    place = f" (in pack {e.pack[:12]})" if e.pack else ""
+    return Words(f"object {short(e.id)} is damaged{place}: {e.why}", _CHECK)
+
+
+@_for(errors.SnapshotDamage)
+def _(e: errors.SnapshotDamage) -> Words:
+    return Words(f"snapshot {e.snapshot[:12]} is damaged: {e.why}", "other snapshots are not concerned; " + _CHECK)
+
+
+@_for(errors.ConfigDamage)
+def _(e: errors.ConfigDamage) -> Words:
+    return Words(
+        f"{e.path} is damaged: {e.why}",
+        "the snapshots are not lost: copy this file from a backup of the repository",
+    )
+
+
+@_for(errors.DamageBlocks)
+def _(e: errors.DamageBlocks) -> Words:
+    shown = "".join(f"\n  {line}" for line in e.detail[:10])
+    more = f"\n  … and {len(e.detail) - 10} more" if len(e.detail) > 10 else ""
+    return Words(
+        f"nothing is deleted while damage stands ({e.what}):{shown}{more}",
+        "see `packnback check`; mend it with `packnback check --repair`",
+    )
+
+
+@_for(errors.IndexDamage)
+def _(e: errors.IndexDamage) -> Words:
+    return Words(f"the index {e.path} is damaged: {e.why}", "nothing is lost; `packnback check` builds it anew")
+
+
+# --- exit 5 ----------------------------------------------------------------------------------------------
+
+
+@_for(errors.KeyMissing)
+def _(e: errors.KeyMissing) -> Words:
+    return Words(f"there is no key at {e.path}", "name one with --key FILE, or in PACKNBACK_KEY")
+
+
+@_for(errors.KeyDamaged)
+def _(e: errors.KeyDamaged) -> Words:
+    return Words(f"the key {e.path} cannot be used: {e.why}", "use another copy of it")
+
+
+@_for(errors.WrongPassphrase)
+def _(e: errors.WrongPassphrase) -> Words:
+    return Words(f"this is not the passphrase of {e.path}")
+
+
+@_for(errors.PassphraseNeeded)
+def _(e: errors.PassphraseNeeded) -> Words:
+    return Words(
+        f"the key {e.path} needs a passphrase, and there is nobody to ask",
+        "use --passphrase-file FILE, or set PACKNBACK_PASSPHRASE_COMMAND",
+    )
+
+
+@_for(errors.PassphraseSourceFailed)
+def _(e: errors.PassphraseSourceFailed) -> Words:
+    return Words(f"no passphrase from {e.source}: {e.why}")
+
+
+@_for(errors.WrongOwner)
+def _(e: errors.WrongOwner) -> Words:
+    return Words(
+        f"the key belongs to another owner ({e.key_owner[:12]}) than the repository ({e.repository_owner[:12]})",
+        "use the key of this repository's owner, or the repository of this key's",
+    )
+
+
+_ACTIONS = {"open data": "read the contents of files", "open meta": "read names"}
+
+
+@_for(errors.KeyCannot)
+def _(e: errors.KeyCannot) -> Words:
+    needed = " or ".join(f"{'an' if kind == 'owner' else 'a'} {kind} key" for kind in e.need)
+    if e.have == "put" and "owner" in e.need:
+        return Words(
+            "this key can add backups but not read them; use the owner key",
+            f"name {needed} with --key FILE; where backups are made, none of them belongs",
+        )
+    have = f"{'an' if e.have == 'owner' else 'a'} {e.have} key"
+    hint = _GENERATE_PUT if e.need == ["put"] else f"it takes {needed}"
+    return Words(f"{have} cannot {_ACTIONS.get(e.action, e.action)}", hint)
+
+
+@_for(errors.EnvelopeRejected)
+def _(e: errors.EnvelopeRejected) -> Words:
+    return Words(f"this key does not open envelope {e.envelope.hex()[:12]}: {e.why}", _CHECK)
+
+
+# --- exit 6, 7 -------------------------------------------------------------------------------------------
+
+
+@_for(errors.Locked)
+def _(e: errors.Locked) -> Words:
+    waited = f", after waiting {shown_duration(e.waited_s)}" if e.waited_s else ""
+    return Words(f"{e.path} is in use by {e.holder}{waited}", "run it again later, or wait for it: --wait SECONDS")
+
+
+_WHYS = {
+    "epoch lower than before": "its key is of an earlier epoch than one that the repository has seen",
+    "foreign domain": "it is not of this client's domain",
+}
+
+
+@_for(errors.NotAllowed)
+def _(e: errors.NotAllowed) -> Words:
+    hint = "make a put key of the current epoch: packnback key put … --epoch N" if "epoch" in e.why else None
+    return Words(f"the repository does not allow `{e.verb}`: {_WHYS.get(e.why, e.why)}", hint)
