@@ -13,10 +13,18 @@ it again: the repository heals by being used. A crash anywhere leaves both packs
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from packnback.crypto.envelope import parse_envelope
-from packnback.errors import AlreadyExists, BlobMissing, EnvelopeRejected, PackDamage, StorageFailed, UnsupportedVersion
+from packnback.errors import (
+    AlreadyExists,
+    BlobMissing,
+    EnvelopeRejected,
+    PackDamage,
+    StorageFailed,
+    UnsupportedVersion,
+)
 from packnback.format import record as record_format
 from packnback.format import rows
 from packnback.format.record import Record
@@ -87,24 +95,22 @@ def _repair_pack(repository: LocalRepository, name: bytes, bad: set[bytes], done
     scrubbed = scrub_pack(truth, name)
     try:
         _, footer = adoption.read_footer(truth.blobs, name, truth.watch.counters)
-        named = {row.id for row in footer.records}
+        named = {row.id: row.offset for row in footer.records}
     except (PackDamage, BlobMissing, StorageFailed):
-        named = set()
+        named = {}
     except UnsupportedVersion:
         return set()  # not damage: a newer program will know what to do with it
-    if named and not scrubbed.problem and not scrubbed.bad and not named & bad and not _in_conflict(repository, name):
+    if named and not scrubbed.problem and not scrubbed.bad and not named.keys() & bad and not _in_conflict(repository, name):
         return set()
     data = _read_what_can_be_read(truth.blobs, path)
-    saved = _salvage(repository, data, bad)
+    saved = _salvage(repository, data, bad, named)
     done.objects_saved += len(saved)
-    try:
+    with suppress(AlreadyExists):  # an earlier repair was cut off right after this
         truth.blobs.publish(f"{layout.QUARANTINE}/{name.hex()}.pack", [data])
-    except AlreadyExists:
-        pass  # an earlier repair was cut off right after this
     truth.blobs.delete(path)
     truth.blobs.barrier()
     done.packs.append(name.hex())
-    return named - saved
+    return named.keys() - saved
 
 
 def _in_conflict(repository: LocalRepository, name: bytes) -> bool:
@@ -127,10 +133,12 @@ def _read_what_can_be_read(blobs: BlobStore, path: str) -> bytes:
         return b"".join(blocks)
 
 
-def _salvage(repository: LocalRepository, data: bytes, bad: set[bytes]) -> set[bytes]:
+def _salvage(repository: LocalRepository, data: bytes, bad: set[bytes], named: dict[bytes, int]) -> set[bytes]:
     """Publish the good records of a damaged pack in new packs, one for each class; the ids that were saved.
 
-    A record of which another pack has a different copy is left behind: the other one counts.
+    `named` tells the offsets of the footer that the pack's name commits to: where there is one, only records
+    that it names are believed, not what somebody may have hidden inside the body of another record. A record
+    of which another pack has a different copy is left behind: the other one counts.
     """
     envelopes: dict[bytes, EnvelopeFacts] = {}
     objects: dict[bytes, tuple[bytes, Record]] = {}
@@ -140,13 +148,13 @@ def _salvage(repository: LocalRepository, data: bytes, bad: set[bytes]) -> set[b
             facts = _envelope_facts(whole, record)
             if facts is not None:
                 envelopes[record.envelope_id] = facts
-        elif record.kind != Kind.METADATA and record.id not in bad:
+        elif record.kind != Kind.METADATA and record.id not in bad and named.get(record.id, at) == at:
             objects[record.id] = whole, record
     packers = {c: Packer(repository.ports.random) for c in ObjectClass}
     saved = set()
     for object_id, (whole, record) in objects.items():
         envelope = envelopes.get(record.envelope_id)
-        if envelope is None or envelope.object_class != class_of(record.kind):
+        if (named and object_id not in named) or envelope is None or envelope.object_class != class_of(record.kind):
             continue
         if object_id[:8] != envelope.domain_id[:8] or _contradicts(repository, record):
             continue
