@@ -25,7 +25,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import TypeAlias
 
 from steps import PowerCut, Steps
@@ -151,32 +151,28 @@ class SimDisk:
             disk._root = _settled(tree, contents, {})
             yield disk
 
-    def _outcomes(self, limit: int, rng: random.Random) -> Iterator[tuple[_Tree, dict[_File, bytes]]]:
-        if self.count_states(limit) > limit:
-            for n in range(limit):
-                keep = (1.0, 0.0)[n] if n < 2 else rng.choice((0.1, 0.5, 0.9))
-                tree = _drawn_tree(self._root, keep, rng)
-                yield tree, {file: file.after(_drawn_fate(file, keep, rng), rng) for file in _files_of(tree)}
-            return
-        for tree in _all_trees(self._root):
-            files = list(_files_of(tree))
-            for fates in product(*(file.fates() for file in files)):
-                yield tree, {file: file.after(fate, rng) for file, fate in zip(files, fates, strict=True)}
-
     def count_states(self, limit: int) -> int:
         """How many different outcomes a power cut could have now; exact up to `limit`, else merely larger."""
         trees = _count_trees(self._root)
-        if trees > limit:
-            return trees
-        total = 0
+        return trees if trees > limit else sum(1 for _ in islice(self._all_outcomes(), limit + 1))
+
+    def _outcomes(self, limit: int, rng: random.Random) -> Iterator[tuple[_Tree, dict[_File, bytes]]]:
+        if _count_trees(self._root) <= limit:
+            outcomes = list(islice(self._all_outcomes(), limit + 1))
+            if len(outcomes) <= limit:
+                for tree, fates in outcomes:
+                    yield tree, {file: file.after(fate, rng) for file, fate in fates.items()}
+                return
+        for n in range(limit):
+            keep = (1.0, 0.0)[n] if n < 2 else rng.choice((0.1, 0.5, 0.9))
+            tree = _drawn_tree(self._root, keep, rng)
+            yield tree, {file: file.after(_drawn_fate(file, keep, rng), rng) for file in _files_of(tree)}
+
+    def _all_outcomes(self) -> Iterator[tuple[_Tree, dict[_File, str]]]:
         for tree in _all_trees(self._root):
-            outcomes = 1
-            for file in _files_of(tree):
-                outcomes *= len(file.fates())
-            total += outcomes
-            if total > limit:
-                break
-        return total
+            files = _files_of(tree)
+            for fates in product(*(file.fates() for file in files)):
+                yield tree, dict(zip(files, fates, strict=True))
 
     # --- for tests -----------------------------------------------------------------------------------------
 
@@ -285,6 +281,8 @@ class SimAppendFile:
 class _File:
     """An inode. `safe` bytes from the start survive a power cut for certain."""
 
+    __slots__ = ("data", "links", "safe", "sync_failed")
+
     def __init__(self, data: bytes = b"") -> None:
         self.data = bytearray(data)
         self.safe = len(data)
@@ -323,6 +321,8 @@ class _Directory:
     power cut may leave there, the safe one first; None is absence.
     """
 
+    __slots__ = ("now", "pending", "sync_failed")
+
     def __init__(self) -> None:
         self.now: dict[str, _Node] = {}
         self.pending: dict[str, list[_Node | None]] = {}
@@ -348,7 +348,7 @@ class _Directory:
 
     def possible(self) -> dict[str, list[_Node | None]]:
         """For every name, the values that a power cut may leave there."""
-        return {name: [node] for name, node in self.now.items()} | self.pending
+        return {**{name: [node] for name, node in self.now.items()}, **self.pending}
 
 
 _Node: TypeAlias = _File | _Directory
@@ -401,17 +401,17 @@ def _drawn_fate(file: _File, keep: float, rng: random.Random) -> str:
     return "lost" if keep == 0.0 else rng.choice(fates[1:])
 
 
-def _files_of(tree: _Tree) -> Iterator[_File]:
+def _files_of(tree: _Tree) -> list[_File]:
     """The files that the tree names, each once."""
-    seen: set[int] = set()
+    found: dict[_File, None] = {}
     waiting = [tree]
     while waiting:
         for node in waiting.pop().values():
             if isinstance(node, dict):
                 waiting.append(node)
-            elif id(node) not in seen:
-                seen.add(id(node))
-                yield node
+            else:
+                found[node] = None
+    return list(found)
 
 
 def _settled(tree: _Tree, contents: dict[_File, bytes], made: dict[_File, _File]) -> _Directory:
