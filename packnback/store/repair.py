@@ -100,7 +100,8 @@ def _repair_pack(repository: LocalRepository, name: bytes, bad: set[bytes], done
         named = {}
     except UnsupportedVersion:
         return set()  # not damage: a newer program will know what to do with it
-    if named and not scrubbed.problem and not scrubbed.bad and not named.keys() & bad and not _in_conflict(repository, name):
+    suspicious = scrubbed.problem or scrubbed.bad or named.keys() & bad or _in_conflict(repository, name)
+    if named and not suspicious:
         return set()
     data = _read_what_can_be_read(truth.blobs, path)
     saved = _salvage(repository, data, bad, named)

@@ -1,0 +1,115 @@
+"""Forgetting and recovering: immutable markers, nothing else.
+
+A marker is an empty file that says: this snapshot was forgotten at this time. The snapshot leaves the list and
+goes on protecting its objects until a compaction after the grace period releases it; until then `recover`
+deletes the markers and everything is as before.
+
+Order: publish the marker, then the index; delete markers, wait until that is durable, then the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from packnback.errors import Refused
+from packnback.format import snapshot
+from packnback.gc.retention import Candidate, Policy, Verdict, decide, guard_clock
+from packnback.store import catalog, layout
+from packnback.store.index import ReadTxn, WriteTxn
+from packnback.store.interface import SnapshotInfo
+from packnback.store.refcount import Ledger
+from packnback.store.repository import LocalRepository
+
+
+def newest_time(txn: ReadTxn) -> int | None:
+    """Time in ns of the newest receipt or marker: what the clock is compared with."""
+    newest = catalog.newest_receipt(txn)
+    times = [*catalog.forgotten_times(txn).values(), *((newest.time_ns,) if newest else ())]
+    return max(times, default=None)
+
+
+def check_clock(repository: LocalRepository, force: bool) -> int:
+    """The present time in ns, unless it cannot be believed (ClockRefused; `force` believes it anyway)."""
+    now_ns = repository.ports.now_ns()
+    if not force:
+        with repository.ports.index.read() as txn:
+            guard_clock(now_ns, newest_time(txn))
+    return now_ns
+
+
+def judge(infos: Iterable[SnapshotInfo], policy: Policy, now_ns: int) -> list[tuple[SnapshotInfo, Verdict]]:
+    """The verdict of a policy on live snapshots, in their order. Pure.
+
+    Partial and forgotten ones are left out. A damaged one counts in no bucket, so that it cannot stand in for
+    a good one, and no policy forgets it: that is for a person to say.
+    """
+    if policy.empty:
+        raise Refused("empty policy")
+    live = [i for i in infos if i.forgotten_ns is None and not i.partial]
+    candidates = [
+        Candidate(i.name, i.client_id, i.receipt.time_ns, i.receipt.counter) for i in live if i.complete
+    ]
+    verdicts = decide(candidates, policy, now_ns)
+    damaged = Verdict(True, ["damaged: forget it by its id"])
+    return [(i, verdicts.get(i.name, damaged)) for i in live]
+
+
+def forget(repository: LocalRepository, names: Sequence[str], *, force: bool = False) -> list[str]:
+    """Publish a marker for each of these snapshots that has none; the names of the markers.
+
+    The caller holds the lock, shared is enough. Raises ClockRefused, and Refused when a client would be left
+    without any live snapshot; `force` overrides both.
+    """
+    now_ns = check_clock(repository, force)
+    infos = {i.name: i for i in repository.snapshots()}
+    wanted = [infos[n] for n in dict.fromkeys(names) if n in infos and infos[n].forgotten_ns is None]
+    if not force:
+        _refuse_to_empty(infos.values(), wanted)
+    repository.ports.index.release_ballast()
+    try:
+        return [_forget_one(repository, info, now_ns) for info in wanted]
+    finally:
+        repository.ports.index.restore_ballast()
+
+
+def _refuse_to_empty(infos: Iterable[SnapshotInfo], wanted: Sequence[SnapshotInfo]) -> None:
+    going = {i.name for i in wanted}
+    staying = {
+        i.client_id for i in infos if i.forgotten_ns is None and not i.partial and i.name not in going
+    }
+    emptied = sorted({i.client for i in wanted if i.client_id not in staying and not i.partial})
+    if emptied:
+        raise Refused("last snapshot", ", ".join(emptied))
+
+
+def _forget_one(repository: LocalRepository, info: SnapshotInfo, now_ns: int) -> str:
+    marker = snapshot.marker_name(info.client_id, info.sequence, now_ns)
+    repository.ports.blobs.publish(f"{layout.FORGOTTEN}/{marker}", [])
+
+    def adopt(txn: WriteTxn) -> None:
+        Ledger(txn).adopt_marker(marker)
+
+    repository.ports.index.write(adopt)
+    return marker
+
+
+def recover(repository: LocalRepository, names: Sequence[str]) -> list[str]:
+    """Delete the markers of these snapshots; the names of those that were forgotten. The caller holds the lock."""
+    wanted = set(names)
+    with repository.ports.index.read() as txn:
+        markers = [m for m in (key.decode() for key, _ in txn.scan("markers")) if _snapshot_of(m) in wanted]
+    for marker in markers:
+        repository.ports.blobs.delete(f"{layout.FORGOTTEN}/{marker}")
+    repository.ports.blobs.barrier()
+
+    def drop(txn: WriteTxn) -> None:
+        ledger = Ledger(txn)
+        for marker in markers:
+            ledger.drop_marker(marker)
+
+    repository.ports.index.write(drop)
+    return sorted({_snapshot_of(marker) for marker in markers})
+
+
+def _snapshot_of(marker: str) -> str:
+    return marker.partition(".")[0] + ".snap"
