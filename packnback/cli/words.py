@@ -331,10 +331,10 @@ _ACTIONS = {"open data": "read the contents of files", "open meta": "read names"
 @_for(errors.KeyCannot)
 def _(e: errors.KeyCannot) -> Words:
     needed = " or ".join(f"{'an' if kind == 'owner' else 'a'} {kind} key" for kind in e.need)
-    if e.have == "put" and "owner" in e.need:
+    if e.have == "put" and "restore" in e.need:
         return Words(
             "this key can add backups but not read them; use the owner key",
-            f"name {needed} with --key FILE; where backups are made, none of them belongs",
+            f"name {needed} with --key FILE; it need not be on the machine that is backed up",
         )
     have = f"{'an' if e.have == 'owner' else 'a'} {e.have} key"
     hint = _GENERATE_PUT if e.need == ["put"] else f"it takes {needed}"

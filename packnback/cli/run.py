@@ -1,0 +1,131 @@
+"""One run of the program: arguments in, exit code out, and no traceback ever.
+
+Signals that ask us to stop become KeyboardInterrupt, so that whoever holds a lock, a temporary file or a thread
+lets go of it on the way out. Nothing is lost then: what is not committed was never promised.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from packnback import __version__
+from packnback.cli import words
+from packnback.cli.context import Context
+from packnback.cli.options import LazyGroup
+from packnback.cli.output import Output, OutputClosed, OutputFailed, discard_stdout, escaped
+from packnback.errors import PacknbackError
+
+DEBUG_VARIABLE = "PACKNBACK_DEBUG"
+
+_FAMILIES = {
+    "keys": ("key",),
+    "repository": ("init",),
+    "backup": ("backup",),
+    "look": ("list", "ls", "find", "cat", "diff"),
+    "restore": ("restore", "verify"),
+}
+
+
+def program() -> LazyGroup:
+    """The whole command line."""
+    modules = {name: f"packnback.cli.{family}" for family, names in _FAMILIES.items() for name in names}
+    group = LazyGroup(modules, name="packnback", help="Deduplicating, encrypted backups whose clients can only write.")
+    group.params.append(click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version))
+    return group
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"packnback {__version__}")
+        ctx.exit()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command that `arguments` name; the exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    context = Context()
+    context.output.json = _wants_json(arguments)
+    try:
+        code = _outcome(arguments, context)
+        context.output.flush()
+    except OutputClosed:
+        discard_stdout()
+        return words.FAILED
+    except OutputFailed as error:
+        discard_stdout()
+        return _complain(words.Words(f"cannot write the result: {error}"), words.FAILED)
+    return code
+
+
+def _outcome(arguments: Sequence[str], context: Context) -> int:
+    output = context.output
+    try:
+        code = program().main(list(arguments), prog_name="packnback", standalone_mode=False, obj=context)
+        return code if isinstance(code, int) else words.DONE
+    except PacknbackError as error:
+        return tell(error, output)
+    except (OutputClosed, OutputFailed):
+        raise
+    except click.ClickException as error:
+        return _tell_usage(error, output)
+    except (KeyboardInterrupt, click.Abort):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        told = words.Words("interrupted", "nothing that was stored before is lost; run it again")
+        return _tell("interrupted", told, words.INTERRUPTED, output)
+    except Exception as error:  # noqa: BLE001 - nobody shall see a traceback who did not ask for one
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        told = words.Words(
+            f"internal error: {type(error).__name__}: {error}", f"{DEBUG_VARIABLE}=1 shows where; please report it"
+        )
+        return _tell("internal-error", told, words.FAILED, output)
+
+
+def tell(error: PacknbackError, output: Output) -> int:
+    """Say what went wrong, as JSON or to a person; the exit code."""
+    if output.json:
+        output.document(words.as_json(error))
+        return words.exit_code(error)
+    return _complain(words.words(error), words.exit_code(error))
+
+
+def _tell_usage(error: click.ClickException, output: Output) -> int:
+    where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "packnback"
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
+        return words.USAGE
+    return _tell("usage-error", words.Words(error.format_message(), f"see {where} --help"), words.USAGE, output)
+
+
+def _tell(kind: str, told: words.Words, code: int, output: Output) -> int:
+    if output.json:
+        output.document({"error": {"kind": kind, "message": told.message, "hint": told.hint}})
+        return code
+    return _complain(told, code)
+
+
+def _complain(told: words.Words, code: int) -> int:
+    lines = told.message.split("\n")
+    print("packnback: " + "\n".join(escaped(line) for line in lines), file=sys.stderr)
+    if told.hint:
+        print(f"  ({escaped(told.hint)})", file=sys.stderr)
+    return code
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether errors in the arguments themselves are wanted as JSON."""
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in ours
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
