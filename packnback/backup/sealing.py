@@ -17,8 +17,8 @@ import zstandard
 from packnback.crypto.derive import Buffer
 from packnback.crypto.envelope import SealingKeys, make_envelope
 from packnback.crypto.keys import PutKey
-from packnback.crypto.seal import body_length, encode_payload, object_id, seal_body
-from packnback.format.record import encode_header, envelope_record, finish
+from packnback.crypto.seal import BODY_OVERHEAD, PADDED_AT, Payload, choose_payload, object_id, seal_in_place
+from packnback.format.record import blank, encode_header, envelope_record, stamp
 from packnback.ids import ID_LEN, KIB, MIB, Kind, ObjectClass, class_of
 
 ENVELOPE_BYTES = 64 * MIB
@@ -52,7 +52,18 @@ class Envelope:
 class Sealed:
     """A whole record, and the envelope that has to be stored before it."""
 
-    record: bytes
+    record: bytearray
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unsealed:
+    """A record with its payload in clear, and what is needed to seal it."""
+
+    record: bytearray
+    header: bytes
+    refs: bytes
+    padded_len: int
     envelope: Envelope
 
 
@@ -93,25 +104,34 @@ class Sealer:
         """The id of an object; `refs` are concatenated ids, ascending."""
         return object_id(self._put_key.id_key[class_of(kind)], self._domain_id, kind, refs, plaintext)
 
-    def encode(self, kind: int, plaintext: Buffer) -> bytearray:
-        """The padded payload: compressed where that pays."""
+    def compress(self, kind: int, plaintext: Buffer) -> Payload:
+        """The payload, compressed where that pays. It may hold on to `plaintext`."""
         level = self._compression
         if level is not None and kind == Kind.DATA and not is_compressible(plaintext):
             level = None
-        return encode_payload(plaintext, class_of(kind), codec_level=level)
+        return choose_payload(plaintext, class_of(kind), codec_level=level)
 
-    def seal(self, kind: int, level: int, refs: bytes, object_id: bytes, padded: bytearray) -> Sealed:
-        """The record of an object whose payload is `padded`."""
-        envelope = self._envelope(class_of(kind), len(padded))
-        header = encode_header(kind, level, len(refs) // ID_LEN, body_length(padded), object_id, envelope.id)
-        body = seal_body(envelope.keys, header, refs, padded)
-        return Sealed(finish(header, refs, body), envelope)
+    def lay_out(self, kind: int, level: int, refs: bytes, object_id: bytes, payload: Payload) -> Unsealed:
+        """The record with its payload in place. The plaintext is not needed after this."""
+        envelope = self._envelope(class_of(kind), payload.padded_len)
+        body_length = payload.padded_len + BODY_OVERHEAD
+        header = encode_header(kind, level, len(refs) // ID_LEN, body_length, object_id, envelope.id)
+        record = blank(header, refs, body_length)
+        payload.write(record, len(header) + len(refs) + PADDED_AT)
+        return Unsealed(record, header, refs, payload.padded_len, envelope)
+
+    def seal(self, unsealed: Unsealed) -> Sealed:
+        """Encrypt the record where it stands, and stamp it."""
+        u = unsealed
+        seal_in_place(u.envelope.keys, u.header, u.refs, u.record, len(u.header) + len(u.refs), u.padded_len)
+        stamp(u.record)
+        return Sealed(u.record, u.envelope)
 
     def record(self, kind: int, level: int, refs: Sequence[bytes], plaintext: Buffer) -> tuple[bytes, Sealed]:
         """(id, record) of one object, all steps at once."""
         joined = b"".join(refs)
         name = self.object_id(kind, joined, plaintext)
-        return name, self.seal(kind, level, joined, name, self.encode(kind, plaintext))
+        return name, self.seal(self.lay_out(kind, level, joined, name, self.compress(kind, plaintext)))
 
     def _envelope(self, object_class: ObjectClass, count: int) -> Envelope:
         """The envelope for the next `count` bytes of a class."""

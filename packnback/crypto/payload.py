@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from dataclasses import dataclass
 
 import zstandard
 
@@ -64,30 +65,53 @@ def padded_length(stored: int, floor: int) -> int:
     return max(padme(PAYLOAD_HEADER.size + stored), floor)
 
 
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What a padded payload will hold, before it is laid out: so it can be written where it will be sealed."""
+
+    codec: int
+    stored: Buffer
+    raw_len: int
+    padded_len: int
+
+    def write(self, out: bytearray, at: int) -> None:
+        """Lay it out in ``out[at : at + padded_len]``, which holds zeros."""
+        PAYLOAD_HEADER.pack_into(out, at, self.codec, len(self.stored), self.raw_len)
+        start = at + PAYLOAD_HEADER.size
+        out[start : start + len(self.stored)] = self.stored
+
+
 def encode_payload(
     plaintext: Buffer, object_class: ObjectClass, *, codec_level: int | None, floor: int | None = None
 ) -> bytearray:
-    """Frame and pad `plaintext`, compressed with zstd at `codec_level` unless that is None or gains nothing.
+    """Frame and pad `plaintext`; see `choose_payload`."""
+    payload = choose_payload(plaintext, object_class, codec_level=codec_level, floor=floor)
+    padded = bytearray(payload.padded_len)
+    payload.write(padded, 0)
+    return padded
+
+
+def choose_payload(
+    plaintext: Buffer, object_class: ObjectClass, *, codec_level: int | None, floor: int | None = None
+) -> Payload:
+    """Compress `plaintext` with zstd at `codec_level`, unless that is None or gains nothing.
 
     `floor` overrides the floor of the class. The GIL is released while zstd runs. Raises ValueError for
-    more than 16 MiB of plaintext.
+    more than 16 MiB of plaintext. Without compression the result holds on to the plaintext itself.
     """
     raw = len(plaintext)
     if raw > RAW_LIMIT:
         raise ValueError(f"an object holds at most {RAW_LIMIT} bytes")
     least = FLOORS[object_class] if floor is None else floor
-    codec, payload = CODEC_NONE, plaintext
+    codec, stored = CODEC_NONE, plaintext
     length = padded_length(raw, least)
     # A frame pays only if the padded size shrinks: below that, it would cost time at restore for nothing.
     if codec_level is not None and length > least:
         compressed = _contexts.compressor(codec_level).compress(plaintext)
         compressed_length = padded_length(len(compressed), least)
         if compressed_length < length:
-            codec, payload, length = CODEC_ZSTD, compressed, compressed_length
-    padded = bytearray(length)
-    PAYLOAD_HEADER.pack_into(padded, 0, codec, len(payload), raw)
-    padded[PAYLOAD_HEADER.size : PAYLOAD_HEADER.size + len(payload)] = payload
-    return padded
+            codec, stored, length = CODEC_ZSTD, compressed, compressed_length
+    return Payload(codec, stored, raw, length)
 
 
 def decode_payload(padded: Buffer, object_class: ObjectClass, *, floor: int | None = None) -> bytes:

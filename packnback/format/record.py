@@ -74,6 +74,20 @@ def finish(header: bytes, refs: bytes, body: bytes | bytearray | memoryview) -> 
     return b"".join((header, refs, body, hasher.digest(CHECKSUM_LEN)))
 
 
+def blank(header: bytes, refs: bytes, body_length: int) -> bytearray:
+    """A record whose body and checksum are still zeros; `stamp` makes it whole once the body is written."""
+    record = bytearray(len(header) + len(refs) + body_length + CHECKSUM_LEN)
+    record[: len(header)] = header
+    record[len(header) : len(header) + len(refs)] = refs
+    return record
+
+
+def stamp(record: bytearray) -> None:
+    """Write the checksum of all that precedes it."""
+    end = len(record) - CHECKSUM_LEN
+    record[end:] = blake3(memoryview(record)[:end]).digest(CHECKSUM_LEN)
+
+
 def envelope_record(envelope: bytes) -> bytes:
     """An envelope as a record of kind 0: level 0, no refs, id = BLAKE3, its own id in the envelope field."""
     whole = blake3(envelope).digest()
@@ -88,7 +102,7 @@ def check_refs(refs: Sequence[bytes]) -> None:
         raise FormatDamage(_WHAT, "refs not strictly ascending")
 
 
-def parse(buffer: bytes | memoryview, offset: int = 0, *, checksum: bool = True) -> Record:
+def parse(buffer: bytes | bytearray | memoryview, offset: int = 0, *, checksum: bool = True) -> Record:
     """The record that starts at `offset`; what follows it is not looked at.
 
     Checks the magic, the limits, the order of the refs, the rules of kind and level that need no other

@@ -48,7 +48,7 @@ class BuiltPack:
     """A finished pack, ready to be published."""
 
     name: bytes
-    buffers: list[bytes]
+    buffers: list[bytes | bytearray]
     size: int
     footer: Footer
 
@@ -61,7 +61,7 @@ class Packer:
         self._reset()
 
     def _reset(self) -> None:
-        self._buffers: list[bytes] = [MAGIC]
+        self._buffers: list[bytes | bytearray] = [MAGIC]
         self._records: list[RecordRow] = []
         self._envelopes: list[EnvelopeRow] = []
         self._envelope_index: dict[bytes, int] = {}
@@ -80,7 +80,7 @@ class Packer:
         """The rows of the objects in the open pack."""
         return list(self._records)
 
-    def add(self, data: bytes, record: Record, envelope: EnvelopeFacts) -> None:
+    def add(self, data: bytes | bytearray, record: Record, envelope: EnvelopeFacts) -> None:
         """Append a whole record (`data`, parsed as `record`) that is sealed under `envelope`."""
         if record.envelope_id != envelope.id[: len(record.envelope_id)]:
             raise FormatDamage("record", "another envelope")
@@ -88,9 +88,7 @@ class Packer:
         if index is None:
             index = self._add_envelope(envelope)
         self._records.append(
-            RecordRow(
-                self.size, len(data), record.kind, record.level, record.id, record.checksum, index, record.refs
-            )
+            RecordRow(self.size, len(data), record.kind, record.level, record.id, record.checksum, index, record.refs)
         )
         self._buffers.append(data)
         self.size += len(data)
@@ -121,4 +119,3 @@ class Packer:
         built = BuiltPack(blake3(encoded).digest(), buffers, sum(map(len, buffers)), footer)
         self._reset()
         return built
-

@@ -114,14 +114,14 @@ class LocalSession:
     def _is_open(self, object_id: bytes) -> bool:
         return any(object_id in opened for opened in self._open.values())
 
-    def put(self, records: Iterable[bytes]) -> None:
+    def put(self, records: Iterable[bytes | bytearray]) -> None:
         """See `interface.Session.put`."""
         for data in records:
             record = record_format.parse(data, checksum=not self._trusted)
             if record.length != len(data):
                 raise FormatDamage("record", "trailing bytes")
             if record.kind == Kind.ENVELOPE:
-                self._add_envelope(data, record)
+                self._add_envelope(bytes(data), record)
             else:
                 self._add_object(data, record)
 
@@ -140,7 +140,7 @@ class LocalSession:
             data, record.id, facts.client_id, facts.domain_id, facts.epoch, facts.object_class
         )
 
-    def _add_object(self, data: bytes, record: Record) -> None:
+    def _add_object(self, data: bytes | bytearray, record: Record) -> None:
         if record.kind == Kind.METADATA or record.level >= LEVEL_LIMIT:
             raise NotAllowed("put", "kind or level")
         if record.id[:8] != self._client.domain_id[:8]:
