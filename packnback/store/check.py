@@ -8,10 +8,7 @@ do not belong here. Reading every record and its checksum is `packnback.store.sc
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -21,7 +18,6 @@ from packnback.store import catalog, layout
 from packnback.store.damage import Finding, missing_below, snapshots_needing
 from packnback.store.index import Index, ReadTxn
 from packnback.store.interface import SnapshotInfo
-from packnback.store.lmdb_index import LmdbIndex
 from packnback.store.reconcile import Truth, reconcile
 from packnback.store.repository import LocalRepository
 
@@ -39,20 +35,10 @@ class CheckReport:
     repaired: list[str] = field(default_factory=list)
 
 
-@contextmanager
-def _temporary_index() -> Iterator[Index]:
-    with tempfile.TemporaryDirectory(prefix="packnback-check-") as parent:
-        index = LmdbIndex.open(os.path.join(parent, "index"), ballast_bytes=0)
-        try:
-            yield index
-        finally:
-            index.close()
-
-
 def check_structure(repository: LocalRepository) -> CheckReport:
     """Compare index and truth; see the module's docstring. The caller holds the lock, and has reconciled."""
     report = CheckReport()
-    with _temporary_index() as fresh:
+    with repository.ports.scratch_index() as fresh:
         reconcile(repository.truth, fresh)
         difference = index_difference(repository.ports.index, fresh)
         if difference is not None:

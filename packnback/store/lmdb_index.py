@@ -267,7 +267,6 @@ def _attach(directory: str, map_size: int, *, check_size: bool) -> _Environment:
 
 def _detach(environment: _Environment) -> None:
     """One handle less; the last one waits for live transactions of other threads, then closes the files."""
-    environment.gate.refuse_live()
     with _attaching:
         environment.handles -= 1
         if environment.handles:
@@ -430,6 +429,8 @@ class LmdbIndex:
 
     def close(self) -> None:
         """See `Index.close`. In a forked child this leaves the parent's environment alone."""
+        if self._environment is not None:
+            self._environment.gate.refuse_live()
         environment, self._environment = self._environment, None
         if environment is not None and not environment.forked:
             _detach(environment)

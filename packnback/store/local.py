@@ -11,6 +11,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import platformdirs
 
@@ -18,6 +20,7 @@ from packnback.errors import AlreadyExists, IndexDamage, NotARepository, Storage
 from packnback.events import Watch
 from packnback.store import index_files, layout, repository
 from packnback.store.blobs import FileBlobStore, storage_error
+from packnback.store.index import Index
 from packnback.store.lmdb_index import LmdbIndex
 from packnback.store.lock import FileLocks
 from packnback.store.mounts import is_remote
@@ -72,7 +75,7 @@ def open_local(path: str, watch: Watch | None = None) -> LocalRepository:
     except BaseException:
         fs.close()
         raise
-    ports = Ports(blobs, index, FileLocks(path), time.time_ns, os.urandom, watch)
+    ports = Ports(blobs, index, FileLocks(path), time.time_ns, os.urandom, _scratch_index, watch)
     return LocalRepository(path, config, ports)
 
 
@@ -101,6 +104,15 @@ def index_directory(path: str, repository_id: bytes) -> str | None:
     except OSError as error:
         raise StorageFailed("make", base, os.strerror(error.errno or 0)) from error
     return directory
+
+
+@contextmanager
+def _scratch_index() -> Iterator[Index]:
+    index = _TemporaryIndex.make()
+    try:
+        yield index
+    finally:
+        index.close()
 
 
 class _TemporaryIndex(LmdbIndex):

@@ -8,7 +8,7 @@ real ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from packnback.errors import (
@@ -47,6 +47,8 @@ class Ports:
     now_ns: Callable[[], int]
     """Wall-clock time, for receipts and markers."""
     random: Callable[[int], bytes]
+    scratch_index: Callable[[], AbstractContextManager[Index]]
+    """Makes an empty index that vanishes after use: to derive everything anew, and compare."""
     watch: Watch = field(default_factory=Watch)
 
 

@@ -1,0 +1,314 @@
+"""Compaction: release what has expired, then give back the space, without being able to read a byte.
+
+The order, each step durable before the next begins:
+
+1. Take the lock exclusively, reconcile, and refuse to go on while there is damage: an object that cannot be read
+   may need what looks like garbage.
+2. Release expired snapshots (`packnback.gc.release`).
+3. Plan from the counts. If nothing is to be deleted, stop here: no pack has been read.
+4. Derive the whole index again from the footers and compare: the counts that decide are confirmed or nothing is
+   deleted.
+5. Copy the live records of the packs to be rewritten, byte for byte, each checksum checked, into new packs;
+   publish each, then adopt it. A pack with rot in a live record is left as it is.
+6. Delete. Before each pack goes it is checked once more that every live object in it also stands, verified, in a
+   pack that stays.
+7. A barrier, then reconcile takes the rows away.
+
+Killed anywhere, it has lost nothing, and the next run finishes the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from packnback.errors import BlobMissing, DamageBlocks, FormatDamage, PackDamage
+from packnback.format import record as record_format
+from packnback.format import rows
+from packnback.format.pack import EnvelopeRow, Footer, RecordRow
+from packnback.format.record import Record
+from packnback.gc.forget import check_clock
+from packnback.gc.plan import Plan, make_plan
+from packnback.gc.release import release, returned_files, to_release
+from packnback.gc.whatif import drop_snapshots, pack_uses, what_if
+from packnback.ids import ObjectClass
+from packnback.store import adoption, layout
+from packnback.store.check import index_difference
+from packnback.store.index import ReadTxn, WriteTxn
+from packnback.store.interface import SnapshotInfo
+from packnback.store.lock import Held
+from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.reconcile import reconcile
+from packnback.store.refcount import Ledger, lookup, pack_row
+from packnback.store.repository import LocalRepository
+
+DEFAULT_GRACE_NS = 7 * 86_400 * 10**9
+DEFAULT_MAX_WASTE = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class CompactOptions:
+    """How to compact. `force` overrides the clock guard and the refusal because of missing objects."""
+
+    grace_ns: int = DEFAULT_GRACE_NS
+    max_waste: float = DEFAULT_MAX_WASTE
+    force: bool = False
+    dry_run: bool = False
+    wait_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Compacted:
+    """What a compaction did, or with `dry_run` would do. Bytes are those of packs."""
+
+    released: list[str] = field(default_factory=list)
+    """Names of snapshots."""
+    objects_dropped: int = 0
+    packs_rewritten: int = 0
+    packs_deleted: int = 0
+    bytes_freed: int = 0
+    bytes_written: int = 0
+    bytes_total: int = 0
+    bytes_live: int = 0
+    rotten: list[str] = field(default_factory=list)
+    """Packs that were left alone because a live record in them is damaged."""
+
+
+def compact(repository: LocalRepository, options: CompactOptions) -> Compacted:
+    """Run a compaction. Raises Locked, ClockRefused, DamageBlocks; see the module's docstring."""
+    with repository.ports.locks.exclusive(options.wait_s) as held, _ballast(repository):
+        repository.reconcile()
+        now_ns = check_clock(repository, options.force)
+        infos = repository.snapshots()
+        expired = to_release(infos, options.grace_ns, now_ns)
+        _refuse_damage(repository, infos, expired, options.force)
+        if options.dry_run:
+            return _foresee(repository, expired, options.max_waste)
+        return _compact(repository, held, expired, options.max_waste)
+
+
+@contextmanager
+def _ballast(repository: LocalRepository) -> Iterator[None]:
+    """Room for the index's transactions on a full disk."""
+    repository.ports.index.release_ballast()
+    try:
+        yield
+    finally:
+        repository.ports.index.restore_ballast()
+
+
+def _refuse_damage(
+    repository: LocalRepository, infos: Sequence[SnapshotInfo], expired: Sequence[SnapshotInfo], force: bool
+) -> None:
+    """Damage never spreads (design §3). An unknown version is not an orphan, and no force makes it one."""
+    files = repository.damaged_files()
+    if files:
+        raise DamageBlocks("unreadable files", [f"{where}/{name}: {why}" for where, name, why in files])
+    going = {i.name for i in expired}
+    incomplete = [i.name for i in infos if not i.complete and i.name not in going]
+    if incomplete and not force:
+        raise DamageBlocks("incomplete snapshots", incomplete)
+
+
+def _compact(
+    repository: LocalRepository, held: Held, expired: Sequence[SnapshotInfo], max_waste: float
+) -> Compacted:
+    repository.ports.blobs.sweep_tmp()
+    with repository.ports.index.read() as txn:
+        returned = returned_files(txn)
+    if expired or returned:
+        release(repository, expired)
+    done = Compacted([info.name for info in expired])
+    with repository.ports.index.read() as txn:
+        plan = make_plan(pack_uses(txn), max_waste)
+        objects = txn.count("objects")
+    if not plan.empty:
+        _confirm_counts(repository)
+        run = _Run(repository, plan, done)
+        run.rewrite()
+        held.confirm()
+        run.delete()
+        repository.reconcile()
+    with repository.ports.index.read() as txn:
+        done.objects_dropped = objects - txn.count("objects")
+        _measure(txn, done)
+    return done
+
+
+def _measure(txn: ReadTxn, done: Compacted) -> None:
+    uses = list(pack_uses(txn))
+    done.bytes_total = sum(u.size for u in uses)
+    done.bytes_live = sum(u.size - u.dead_bytes for u in uses if u.live_bytes)
+
+
+def _foresee(repository: LocalRepository, expired: Sequence[SnapshotInfo], max_waste: float) -> Compacted:
+    """What would happen: release and plan, in a transaction of which nothing remains."""
+    result = Compacted([info.name for info in expired])
+
+    def body(txn: WriteTxn) -> Plan:
+        drop_snapshots(txn, result.released)
+        result.objects_dropped = txn.count("objects") - txn.count("counts")
+        _measure(txn, result)
+        return make_plan(pack_uses(txn), max_waste)
+
+    plan = what_if(repository.ports.index, body)
+    result.packs_rewritten, result.packs_deleted = len(plan.rewrite), len(plan.rewrite) + len(plan.drop)
+    result.bytes_freed, result.bytes_written = plan.bytes_freed, plan.bytes_copied
+    return result
+
+
+def _confirm_counts(repository: LocalRepository) -> None:
+    """Reachability from the footers, independently of every count kept so far. Memory: a temporary index."""
+    with repository.ports.scratch_index() as fresh:
+        reconcile(repository.truth, fresh)
+        difference = index_difference(repository.ports.index, fresh)
+        with fresh.read() as txn:
+            repository.ports.watch.counters.objects_marked += txn.count("counts")
+    if difference is not None:
+        raise DamageBlocks("the index does not agree with the packs", [difference])
+
+
+class _Run:
+    """One rewriting and deleting, as planned."""
+
+    def __init__(self, repository: LocalRepository, plan: Plan, done: Compacted) -> None:
+        self._repository = repository
+        self._truth = repository.truth
+        self._index = repository.ports.index
+        self._plan = plan
+        self._done = done
+        self._packers = {c: Packer(repository.ports.random) for c in ObjectClass}
+        self._leaving = {*plan.drop, *plan.rewrite}
+        self._outputs: set[bytes] = set()
+
+    # --- rewriting ------------------------------------------------------------------------------------------
+
+    def rewrite(self) -> None:
+        """Copy the live records of the planned packs; publish and adopt what comes of it."""
+        progress = self._repository.ports.watch.progress
+        progress.begin("rewriting packs", len(self._plan.rewrite), "packs")
+        for name in self._plan.rewrite:
+            self._copy_live(name)
+            progress.advance(1)
+        for object_class in (ObjectClass.DATA, ObjectClass.META):
+            self._publish(object_class)
+
+    def _copy_live(self, name: bytes) -> None:
+        try:
+            _, footer = adoption.read_footer(self._truth.blobs, name, self._truth.watch.counters)
+            with self._index.read() as txn:
+                live = [row for row in footer.records if self._is_live_here(txn, row, name)]
+            copies = self._read(name, live)
+            envelopes = self._read_envelopes(name, footer, live)
+        except (PackDamage, FormatDamage):
+            self._leaving.discard(name)
+            self._done.rotten.append(name.hex())
+            return
+        self._done.packs_rewritten += 1
+        for row, (data, record) in zip(live, copies, strict=True):
+            packer = self._packers[footer.object_class]
+            packer.add(data, record, envelopes[row.envelope])
+            if packer.full:
+                self._publish(footer.object_class)
+
+    def _is_live_here(self, txn: ReadTxn, row: RecordRow, name: bytes) -> bool:
+        """Whether this is the primary copy of a live object."""
+        found = lookup(txn, row.id)
+        return (
+            found is not None
+            and txn.get("counts", row.id) is not None
+            and pack_row(txn, found.pack).name == name
+        )
+
+    def _read(self, name: bytes, live: Sequence[RecordRow]) -> list[tuple[bytes, Record]]:
+        """The records, each checked against its own checksum and the footer's. Raises FormatDamage."""
+        copies = []
+        for row in live:
+            data = self._truth.blobs.read(layout.pack_path(name.hex()), row.offset, row.length)
+            record = record_format.parse(data)
+            if record.id != row.id or record.checksum != row.checksum or record.length != row.length:
+                raise FormatDamage("record", "not the one that the footer names")
+            self._truth.watch.counters.records_read += 1
+            copies.append((data, record))
+        return copies
+
+    def _read_envelopes(self, name: bytes, footer: Footer, live: Sequence[RecordRow]) -> dict[int, EnvelopeFacts]:
+        found = {}
+        for index in sorted({row.envelope for row in live}):
+            row: EnvelopeRow = footer.envelopes[index]
+            data = self._truth.blobs.read(layout.pack_path(name.hex()), row.offset, row.length)
+            record = record_format.parse(data)
+            if record.id != row.id or record.length != row.length:
+                raise FormatDamage("record", "another envelope")
+            found[index] = EnvelopeFacts(data, row.id, row.client_id, row.domain_id, row.epoch, row.object_class)
+        return found
+
+    def _publish(self, object_class: ObjectClass) -> None:
+        packer = self._packers[object_class]
+        if not packer:
+            return
+        built = packer.finish()
+        self._truth.blobs.publish(layout.pack_path(built.name.hex()), built.buffers)
+        self._outputs.add(built.name)
+        self._done.bytes_written += built.size
+
+        def adopt(txn: WriteTxn) -> None:
+            ledger = Ledger(txn)
+            ledger.adopt_pack(built.name, built.size, built.footer)
+            ledger.settle()
+
+        self._index.write(adopt)
+
+    # --- deleting -------------------------------------------------------------------------------------------
+
+    def delete(self) -> None:
+        """Delete the packs that are not needed any more, each after its last check; then a barrier.
+
+        Meta packs go first: a crash in between then leaves dead data without its dead pages, not the reverse.
+        """
+        blobs = self._truth.blobs
+        for name in sorted(self._leaving, key=self._meta_first):
+            if name in self._outputs or not self._is_superfluous(name):
+                continue
+            self._done.bytes_freed += blobs.size(layout.pack_path(name.hex()))
+            blobs.delete(layout.pack_path(name.hex()))
+            self._done.packs_deleted += 1
+        blobs.barrier()
+        self._done.bytes_freed -= self._done.bytes_written
+
+    def _meta_first(self, name: bytes) -> tuple[int, bytes]:
+        with self._index.read() as txn:
+            value = txn.get("pack_names", name)
+            row = pack_row(txn, rows.decode_number(name, value)) if value is not None else None
+        return -(row.object_class if row else 0), name
+
+    def _is_superfluous(self, name: bytes) -> bool:
+        """Whether every live object of the pack also stands, verified, in a pack that stays."""
+        _, footer = adoption.read_footer(self._truth.blobs, name, self._truth.watch.counters)
+        with self._index.read() as txn:
+            for row in footer.records:
+                if txn.get("counts", row.id) is not None and not self._stands_elsewhere(txn, row):
+                    return False
+        return True
+
+    def _stands_elsewhere(self, txn: ReadTxn, row: RecordRow) -> bool:
+        found = lookup(txn, row.id)
+        if found is None:
+            return False
+        places = [(found.pack, found.offset, found.length)]
+        for key, value in txn.scan("more", row.id):
+            places.append((rows.split_more_key(key)[1], *rows.decode_more(key, value)))
+        named = [(pack_row(txn, number).name, offset, length) for number, offset, length in places]
+        return any(name not in self._leaving and self._is_good(name, o, n, row) for name, o, n in named)
+
+    def _is_good(self, name: bytes, offset: int, length: int, row: RecordRow) -> bool:
+        """Whether the copy at this place is whole: copied by this run, which checked it, or checked now."""
+        if name in self._outputs:
+            return True
+        try:
+            record = record_format.parse(self._truth.blobs.read(layout.pack_path(name.hex()), offset, length))
+        except (FormatDamage, BlobMissing):
+            return False
+        self._truth.watch.counters.records_read += 1
+        return (record.id, record.kind, record.level, record.refs) == (row.id, row.kind, row.level, row.refs)

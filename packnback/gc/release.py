@@ -1,0 +1,109 @@
+"""Releasing snapshots: the point of no return, and therefore the place with the strictest order.
+
+1. The headers go into a batch in ``headers/``, so that the client's chain stays unbroken, and so that a snapshot
+   file which a power cut brings back is known as released: the batch wins.
+2. The snapshot files are deleted, then the markers; a barrier makes both durable.
+3. An index transaction takes the roots away.
+4. Only then may packs be touched (`packnback.gc.compact`).
+
+A crash after 1 leaves files that count for nothing any more, which the next run deletes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from blake3 import blake3
+
+from packnback.errors import AlreadyExists, BlobMissing
+from packnback.format import rows, snapshot
+from packnback.format.snapshot import RECEIPT_LEN, KeptHeader
+from packnback.store import layout
+from packnback.store.blobs import BlobStore
+from packnback.store.index import ReadTxn, WriteTxn
+from packnback.store.interface import SnapshotInfo
+from packnback.store.refcount import Ledger
+from packnback.store.repository import LocalRepository
+
+PARTIAL_AGE_NS = 30 * 86_400 * 10**9
+"""A checkpoint that no complete snapshot has superseded is released this long after its receipt."""
+
+
+def to_release(infos: Iterable[SnapshotInfo], grace_ns: int, now_ns: int) -> list[SnapshotInfo]:
+    """The snapshots whose time has come. Pure.
+
+    Forgotten ones after the grace period; partial ones without grace when their client has sent a complete
+    snapshot since, or when they are old.
+    """
+    infos = list(infos)
+    newest_whole: dict[bytes, int] = {}
+    for info in infos:
+        if not info.partial and info.complete:
+            newest_whole[info.client_id] = max(newest_whole.get(info.client_id, 0), info.sequence)
+    return [i for i in infos if _expired(i, grace_ns, now_ns, newest_whole.get(i.client_id, 0))]
+
+
+def _expired(info: SnapshotInfo, grace_ns: int, now_ns: int, newest_whole: int) -> bool:
+    if info.forgotten_ns is not None and info.forgotten_ns + grace_ns <= now_ns:
+        return True
+    return info.partial and (info.sequence < newest_whole or info.receipt.time_ns + PARTIAL_AGE_NS <= now_ns)
+
+
+def returned_files(txn: ReadTxn) -> list[str]:
+    """Names of snapshot files that count for nothing, because their header is kept as released."""
+    return [
+        key.decode()
+        for key, value in txn.scan("snapshots")
+        if rows.decode_snapshot(key, value).status == rows.RELEASED
+    ]
+
+
+def release(repository: LocalRepository, infos: Sequence[SnapshotInfo]) -> None:
+    """Release snapshots for good. The caller holds the lock exclusively."""
+    blobs = repository.ports.blobs
+    batch = ""
+    headers: list[KeptHeader] = []
+    if infos:
+        headers = [_kept(repository.read_snapshot(info.name)) for info in infos]
+        data = snapshot.encode_batch(headers)
+        batch = blake3(data).hexdigest()
+        with suppress(AlreadyExists):  # the very same batch, by its name: an earlier run was cut off after it
+            blobs.publish(f"{layout.HEADERS}/{batch}", [data])
+    names = [info.name for info in infos]
+    with repository.ports.index.read() as txn:
+        names += [name for name in returned_files(txn) if name not in names]
+        markers = _markers_of(txn, names)
+    for name in names:
+        _delete(blobs, f"{layout.SNAPSHOTS}/{name}")
+    for marker in markers:
+        _delete(blobs, f"{layout.FORGOTTEN}/{marker}")
+    blobs.barrier()
+
+    def drop(txn: WriteTxn) -> None:
+        ledger = Ledger(txn)
+        if batch:
+            ledger.adopt_batch(batch, headers)
+        for name in names:
+            ledger.drop_snapshot(name)
+        for marker in markers:
+            ledger.drop_marker(marker)
+        ledger.settle()
+
+    repository.ports.index.write(drop)
+
+
+def _kept(data: bytes) -> KeptHeader:
+    file = snapshot.decode_file(data)
+    return KeptHeader(file.header_bytes, file.signature, file.certificate, data[-RECEIPT_LEN:])
+
+
+def _markers_of(txn: ReadTxn, names: Iterable[str]) -> list[str]:
+    stems = {name.partition(".")[0] for name in names}
+    return [m for m in (key.decode() for key, _ in txn.scan("markers")) if m.partition(".")[0] in stems]
+
+
+def _delete(blobs: BlobStore, name: str) -> None:
+    with suppress(BlobMissing):  # an earlier run was cut off after this
+        blobs.delete(name)
+
