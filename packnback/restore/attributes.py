@@ -1,0 +1,113 @@
+"""Owners, extended attributes, modes and times: what is set on a file once its content stands.
+
+The order is fixed by what undoes what. A change of owner clears set-user-id bits and file capabilities, so it comes
+first; attributes need write permission, so they come before the mode; any change moves the times, so they are
+last. Set-id bits are given only to a file whose owner and group are the recorded ones: a set-user-id program that
+ended up with another owner would be somebody else's privilege.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from packnback.format.entry import DIRECTORY, SYMLINK, Entry
+
+SET_ID = stat.S_ISUID | stat.S_ISGID
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Whether owners are restored, and what this process may do about them."""
+
+    wanted: bool
+    root: bool
+    groups: frozenset[int]
+
+    @classmethod
+    def of_process(cls, wanted: bool) -> Ownership:
+        """What the running process may do."""
+        return cls(wanted, os.geteuid() == 0, frozenset((*os.getgroups(), os.getegid())))
+
+    def change(self, entry: Entry, now: tuple[int, int]) -> tuple[int, int] | None:
+        """(uid, gid) to change to, -1 for leaving it; None when there is nothing to do that we may do."""
+        if not self.wanted or now == (entry.uid, entry.gid):
+            return None
+        if self.root:
+            return entry.uid, entry.gid
+        if now[0] == entry.uid and entry.gid in self.groups:
+            return -1, entry.gid
+        return None
+
+
+def apply_to_fd(fd: int, entry: Entry, ownership: Ownership, now: tuple[int, int]) -> list[str]:
+    """Set everything on an open file or directory whose owner is `now`; the reasons of what could not be set."""
+    problems: list[str] = []
+    owner = now
+    if (change := ownership.change(entry, now)) is not None:
+        try:
+            os.fchown(fd, *change)
+            owner = (entry.uid, entry.gid)
+        except OSError as error:
+            problems.append(f"owner: {error.strerror}")
+    for name, value in entry.xattrs.items():
+        try:
+            os.setxattr(fd, name, value)
+        except OSError as error:
+            problems.append(f"attribute {name.decode(errors='replace')}: {error.strerror}")
+    try:
+        os.fchmod(fd, mode_for(entry, owner))
+        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+    except (OSError, OverflowError) as error:
+        problems.append(f"mode or time: {error}")
+    return problems
+
+
+def apply_to_name(folder: int, name: bytes, entry: Entry, ownership: Ownership) -> list[str]:
+    """The same for what must not be opened: symlinks (which have no mode), fifos, devices.
+
+    Everything goes through an O_PATH descriptor of the very thing, by way of /proc (as proc(5) has it, such a link
+    leads to the thing itself and, if that is a symlink, no further): a name that is swapped meanwhile, or put in
+    the way, leads nowhere.
+    """
+    problems: list[str] = []
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        found = os.fstat(fd)
+        if _TYPES.get(stat.S_IFMT(found.st_mode)) != entry.type:
+            return ["it was exchanged while it was restored"]
+        itself = b"/proc/self/fd/%d" % fd
+        owner = (found.st_uid, found.st_gid)
+        if (change := ownership.change(entry, owner)) is not None:
+            try:
+                os.chown(itself, *change)
+                owner = (entry.uid, entry.gid)
+            except OSError as error:
+                problems.append(f"owner: {error.strerror}")
+        for key, value in entry.xattrs.items():
+            try:
+                os.setxattr(itself, key, value)
+            except OSError as error:
+                problems.append(f"attribute {key.decode(errors='replace')}: {error.strerror}")
+        try:
+            if entry.type != SYMLINK:
+                os.chmod(itself, mode_for(entry, owner))
+            os.utime(itself, ns=(entry.mtime_ns, entry.mtime_ns))
+        except (OSError, OverflowError) as error:
+            problems.append(f"mode or time: {error}")
+        return problems
+    finally:
+        os.close(fd)
+
+
+def mode_for(entry: Entry, owner: tuple[int, int]) -> int:
+    """The permission bits for an entry that now belongs to `owner`."""
+    if owner == (entry.uid, entry.gid) or entry.type == DIRECTORY:
+        return entry.mode
+    return entry.mode & ~SET_ID
+
+
+_TYPES = dict(
+    zip((stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK), b"fdlpcb", strict=True)
+)

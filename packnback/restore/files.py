@@ -1,0 +1,282 @@
+"""Writing regular files: a name in the target never stands for content that is not whole and right.
+
+Order: content → content check → owner, attributes, mode, times → name.
+
+- A file whose whole content is at hand, and whose name must be new, is made under that name at once
+  (O_EXCL, mode 0600): this is what makes many small files fast. If the process is killed within those
+  microseconds, what is left has neither the mode nor the time of the original, and ``--overwrite changed``
+  replaces it.
+- Everything else (files in several pieces, and replacements) is written under a temporary name
+  ``.packnback-…`` in the same directory and gets its name when it is complete.
+- A file of which something is lost or wrong never gets its name. What could be saved of it, zeros in between,
+  stands beside as ``NAME.damaged``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from packnback import errors
+from packnback.format.entry import NAME_LIMIT, Entry
+from packnback.ids import MIB
+from packnback.restore.attributes import Ownership, apply_to_fd
+from packnback.restore.locate import ContentCheck
+from packnback.restore.look import join
+from packnback.restore.report import RestoreResult, Trouble
+from packnback.restore.target import Folder, Target
+
+OPEN_FILES_LIMIT = 128
+TEMPORARY = b".packnback-"
+DAMAGED = b".damaged"
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS))
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+@dataclass(slots=True, eq=False)
+class FileTask:
+    """One file on its way to the disk."""
+
+    folder: bytes
+    entry: Entry
+    replace: bool
+    """Whether what stands under its name may be replaced."""
+    remaining: int = 0
+    """Bytes that are neither holes nor written nor lost yet."""
+    planned: bool = False
+    """Whether all its pieces have been asked for."""
+    settled: bool = False
+    """It has its name, or was given up."""
+    temporary: bytes = b""
+    fd: int = -1
+    problem: str | None = None
+    kind: Trouble = Trouble.DAMAGE
+
+    @property
+    def path(self) -> bytes:
+        return join(self.folder, self.entry.name)
+
+
+class FileWriter:
+    """Writes files into a target, in whichever order their pieces come. One thread."""
+
+    def __init__(self, target: Target, ownership: Ownership, check: ContentCheck, result: RestoreResult) -> None:
+        self._target = target
+        self._ownership = ownership
+        self._check = check
+        self._result = result
+        self._unfinished: dict[FileTask, None] = {}
+        self._open: OrderedDict[FileTask, None] = OrderedDict()
+
+    def whole(self, task: FileTask, content: memoryview | bytes) -> None:
+        """Write a file whose whole content is at hand."""
+        if task.replace or not self._check.holds_for(task.entry, content):
+            task.remaining = len(content)
+            self.write(task, 0, content)
+            task.planned = True
+            self.settle(task)
+            return
+        task.settled = True
+        name = task.entry.name
+        try:
+            folder = self._target.folder(task.folder)
+            fd = os.open(name, _CREATE, 0o600, dir_fd=folder.fd)
+        except (OSError, errors.Refused) as error:
+            report_failure(self._result, task.path, error)
+            return
+        try:
+            if content:
+                _write_all(fd, content, 0)
+            self._attributes(fd, folder, task)
+            self._done(task)
+        except OSError as error:
+            os.unlink(name, dir_fd=folder.fd)
+            report_failure(self._result, task.path, error)
+        except BaseException:
+            os.unlink(name, dir_fd=folder.fd)
+            raise
+        finally:
+            os.close(fd)
+
+    def write(self, task: FileTask, offset: int, content: memoryview | bytes) -> None:
+        """Write one piece of a file. Only `settle` looks whether it was the last one."""
+        task.remaining -= len(content)
+        if task.problem is not None and task.kind != Trouble.DAMAGE:
+            return
+        try:
+            _write_all(self._descriptor(task), content, offset)
+        except (OSError, errors.Refused) as error:
+            self._fail(task, error)
+
+    def lose(self, task: FileTask, length: int, problem: errors.PacknbackError) -> None:
+        """`length` bytes of a file cannot be had."""
+        task.remaining -= length
+        if task.problem is None:
+            task.problem = str(problem)
+
+    def settle(self, task: FileTask) -> None:
+        """Give the file its attributes and its name if all of it is written, or what is due if it cannot be."""
+        if task.settled or not task.planned or task.remaining:
+            return
+        task.settled = True
+        try:
+            if task.problem is None:
+                fd = self._descriptor(task)
+                if not self._content_holds(task, fd):
+                    task.problem = "its content is not what was backed up"
+            if task.problem is None:
+                self._attributes(fd, self._target.folder(task.folder), task)
+                self._close(task)
+                self._place(task, task.entry.name)
+            elif task.kind == Trouble.DAMAGE and task.temporary:
+                self._close(task)
+                self._place(task, task.entry.name[: NAME_LIMIT - len(DAMAGED)] + DAMAGED)
+        except (OSError, errors.Refused) as error:
+            self._fail(task, error)
+        self._discard(task)
+        if task.problem is not None:
+            self._result.add(task.path, task.problem, task.kind)
+
+    def abort(self) -> None:
+        """Remove everything that has no name yet."""
+        for task in list(self._unfinished):
+            self._discard(task)
+
+    def _place(self, task: FileTask, name: bytes) -> None:
+        folder = self._target.folder(task.folder)
+        try:
+            give_name(folder.fd, task.temporary, name, replace=task.replace)
+        except FileExistsError as error:
+            if task.problem is None:
+                self._fail(task, error)
+            return
+        task.temporary = b""
+        if task.problem is None:
+            self._done(task)
+        else:
+            task.problem += f"; what is left of it is in {name.decode(errors='replace')}"
+
+    def _done(self, task: FileTask) -> None:
+        self._result.files += 1
+        self._result.bytes_restored += task.entry.size
+
+    def _attributes(self, fd: int, folder: Folder, task: FileTask) -> None:
+        if folder.new_owner is None:
+            found = os.fstat(fd)
+            folder.new_owner = (found.st_uid, found.st_gid)
+        for reason in apply_to_fd(fd, task.entry, self._ownership, folder.new_owner):
+            self._result.add(task.path, reason, Trouble.ATTRIBUTE)
+
+    def _content_holds(self, task: FileTask, fd: int) -> bool:
+        if not task.entry.check:
+            return True
+        hasher = self._check.start()
+        at = 0
+        while piece := os.pread(fd, 1 * MIB, at):
+            hasher.update(piece)
+            at += len(piece)
+        return self._check.holds(task.entry, hasher)
+
+    def _descriptor(self, task: FileTask) -> int:
+        if task.fd >= 0:
+            self._open.move_to_end(task)
+            return task.fd
+        folder = self._target.folder(task.folder)
+        if task.temporary:
+            task.fd = os.open(task.temporary, _REOPEN, dir_fd=folder.fd)
+        else:
+            temporary = TEMPORARY + secrets.token_hex(8).encode()
+            task.fd = os.open(temporary, _CREATE, 0o600, dir_fd=folder.fd)
+            task.temporary = temporary
+            self._unfinished[task] = None
+            os.ftruncate(task.fd, task.entry.size)
+        self._open[task] = None
+        if len(self._open) > OPEN_FILES_LIMIT:
+            self._close(next(iter(self._open)))
+        return task.fd
+
+    def _close(self, task: FileTask) -> None:
+        if task.fd >= 0:
+            os.close(task.fd)
+            task.fd = -1
+        self._open.pop(task, None)
+
+    def _discard(self, task: FileTask) -> None:
+        self._close(task)
+        self._unfinished.pop(task, None)
+        if task.temporary:
+            try:
+                os.unlink(task.temporary, dir_fd=self._target.folder(task.folder).fd)
+            except (OSError, errors.Refused) as error:
+                self._result.add(join(task.folder, task.temporary), f"left behind: {error}", Trouble.FAILED)
+            task.temporary = b""
+
+    def _fail(self, task: FileTask, error: OSError | errors.Refused) -> None:
+        _stop_if_full(task.path, error)
+        task.problem, task.kind = _reason(error), _kind(error)
+
+
+def give_name(folder: int, temporary: bytes, name: bytes, *, replace: bool) -> None:
+    """Move a finished temporary thing to its name within the directory with the descriptor `folder`.
+
+    Raises FileExistsError if something has that name and `replace` is False, or OSError.
+    """
+    if replace:
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        # A rename onto another name of the very same file does nothing (POSIX).
+        if _stands(folder, temporary):
+            os.unlink(temporary, dir_fd=folder)
+        return
+    try:
+        os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if _stands(folder, name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    else:
+        os.unlink(temporary, dir_fd=folder)
+
+
+def report_failure(result: RestoreResult, path: bytes, error: OSError | errors.Refused) -> None:
+    """Note why a path could not be written. Raises DiskFull when nothing else could be either."""
+    _stop_if_full(path, error)
+    result.add(path, _reason(error), _kind(error))
+
+
+def _kind(error: Exception) -> Trouble:
+    if isinstance(error, errors.Refused):
+        return Trouble.REFUSED
+    return Trouble.EXISTS if isinstance(error, FileExistsError) else Trouble.FAILED
+
+
+def _stop_if_full(path: bytes, error: Exception) -> None:
+    """Raise DiskFull if that is what `error` says: going on would fail for every other file as well."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise errors.DiskFull(path.decode(errors="replace")) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, errors.Refused):
+        return f"{error.reason}: {error.detail}" if error.detail else error.reason
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _stands(folder: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _write_all(fd: int, content: memoryview | bytes, offset: int) -> None:
+    written = os.pwrite(fd, content, offset)
+    while written < len(content):
+        written += os.pwrite(fd, memoryview(content)[written:], offset + written)

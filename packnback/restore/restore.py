@@ -1,0 +1,289 @@
+"""Restoring a snapshot, or some of its subtrees, below a target directory.
+
+Order of writes: a directory is made when its listing comes; symlinks, fifos and devices at once; files by plans
+(`locate`), window after window, object by object; hard links when the files of their window stand; last, deepest
+first, the directories that the listing has left are closed (`directories`).
+
+Memory is bounded by the window and by the directories above the current one; only hard-linked files keep a
+small row each until the end. Nothing that goes wrong with one path stops the others: it is noted in the result.
+Only a full disk ends everything.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from packnback import errors
+from packnback.events import Watch
+from packnback.format.entry import DIRECTORY, FILE, Entry
+from packnback.format.listing import path_key
+from packnback.ids import Kind, ObjectClass
+from packnback.restore.attributes import Ownership
+from packnback.restore.directories import Directories, Frame
+from packnback.restore.files import FileTask, FileWriter, report_failure
+from packnback.restore.listing import PROBLEMS, Hole, Listing
+from packnback.restore.locate import ContentCheck, Plan, file_extents, slice_of
+from packnback.restore.look import join, normalise
+from packnback.restore.objects import ObjectReader, Opened
+from packnback.restore.options import Overwrite, RestoreOptions
+from packnback.restore.report import RestoreResult, Trouble
+from packnback.restore.snapshot import Snapshot
+from packnback.restore.special import make_link, make_special
+from packnback.restore.target import Target
+from packnback.restore.walk import Part, walk
+
+WINDOW_LIMIT = 1 << 15
+"""Files, links or finished directories that may wait for one window to be carried out."""
+
+
+def restore(
+    reader: ObjectReader,
+    snapshot: Snapshot,
+    to: str | bytes,
+    options: RestoreOptions | None = None,
+    watch: Watch | None = None,
+) -> RestoreResult:
+    """Bring a snapshot back below the directory `to`, which is made if need be.
+
+    Raises KeyCannot for a key that does not open contents, PathUnknown (before anything is written) for a path
+    that is not in the snapshot, DiskFull, or OSError when `to` itself cannot be used.
+    """
+    reader.require(ObjectClass.DATA)
+    options = options or RestoreOptions()
+    listing = Listing(reader, snapshot.header.root)
+    selection = list(_select(listing, options.paths))
+    with ExitStack() as stack:
+        target: Target | None = None
+        if not options.dry_run or os.path.isdir(to):
+            target = stack.enter_context(Target(to, create=not options.dry_run))
+        check = ContentCheck(reader.key, snapshot.header.domain_id)
+        return _Restorer(listing, check, target, options, watch or Watch()).run(selection)
+
+
+@dataclass(frozen=True, slots=True)
+class _Selected:
+    path: bytes
+    lineage: list[tuple[bytes, Entry]]
+    problem: errors.PacknbackError | None = None
+
+
+def _select(listing: Listing, paths: Sequence[bytes]) -> Iterator[_Selected]:
+    """The subtrees asked for, in listing order, without those that lie in another one."""
+    wanted = sorted({normalise(path) for path in paths} or {b""}, key=path_key)
+    last: bytes | None = None
+    for path in wanted:
+        if last is not None and (last == b"" or path.startswith(last + b"/")):
+            continue
+        last = path
+        try:
+            yield _Selected(path, listing.lineage(path))
+        except PROBLEMS as problem:
+            yield _Selected(path, [], problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    folder: bytes
+    name: bytes
+    replace: bool
+    primary: bytes
+
+
+class _Restorer:
+    def __init__(
+        self, listing: Listing, check: ContentCheck, target: Target | None, options: RestoreOptions, watch: Watch
+    ) -> None:
+        self._listing = listing
+        self._options = options
+        self._progress = watch.progress
+        self._result = RestoreResult()
+        self._ownership = Ownership.of_process(options.owners)
+        self._target = target
+        self._writer: FileWriter | None = None
+        if target is not None and not options.dry_run:
+            self._writer = FileWriter(target, self._ownership, check, self._result)
+        self._directories = Directories(target, options, self._result)
+        self._plan: Plan[FileTask] = Plan()
+        self._tasks: list[FileTask] = []
+        self._links: list[_Link] = []
+        self._primaries: dict[bytes, tuple[bytes, bytes]] = {}
+
+    def run(self, selection: Sequence[_Selected]) -> RestoreResult:
+        total = self._listing.totals() if selection[0].path == b"" else None
+        self._progress.begin("restore", total.bytes if total else None, "bytes")
+        try:
+            for selected in selection:
+                self._subtree(selected)
+            self._directories.leave(None)
+            self._flush()
+        finally:
+            if self._writer is not None:
+                self._writer.abort()
+        return self._result
+
+    def _subtree(self, selected: _Selected) -> None:
+        if selected.problem is not None:
+            self._result.add(selected.path, str(selected.problem), Trouble.DAMAGE)
+        for path, entry in selected.lineage:
+            if entry.type == DIRECTORY:
+                self._directories.expect(path, entry)
+            else:
+                self._entry(self._directories.enter(path.rpartition(b"/")[0]), entry)
+                return
+        for part in walk(self._listing.groups(selected.path), selected.path):
+            if isinstance(part, Hole):
+                self._result.add(part.path, part.reason, Trouble.DAMAGE)
+                self._directories.doubt(part.path)
+            else:
+                self._part(part)
+            if max(len(self._tasks), len(self._links), self._directories.waiting) >= WINDOW_LIMIT:
+                self._flush()
+
+    def _part(self, part: Part) -> None:
+        frame = self._directories.enter(part.path, whole=part.part == 0 and not part.detached)
+        if self._options.delete:
+            frame.known.update(entry.name for entry in part.entries)
+        for entry in part.entries:
+            if entry.type == DIRECTORY:
+                frame.children[entry.name] = entry
+            elif not frame.refused:
+                self._entry(frame, entry)
+
+    def _entry(self, frame: Frame, entry: Entry) -> None:
+        try:
+            replace = self._may_write(frame, entry)
+            if replace is None:
+                return
+            if entry.type == FILE:
+                self._file(frame.path, entry, replace)
+            elif self._writer is None or self._target is None:
+                self._result.others += 1
+            else:
+                make_special(
+                    self._target, frame.path, entry, self._ownership, self._result, replace=replace
+                )
+        except (OSError, errors.Refused) as error:
+            report_failure(self._result, join(frame.path, entry.name), error)
+
+    def _may_write(self, frame: Frame, entry: Entry) -> bool | None:
+        """Whether what stands there may be replaced, or None if nothing is to be written."""
+        if frame.fresh or self._target is None:
+            return False
+        path = join(frame.path, entry.name)
+        found = self._target.lstat(path)
+        if found is None:
+            return False
+        if self._options.overwrite == Overwrite.NEVER:
+            self._result.add(path, "exists already", Trouble.EXISTS)
+            return None
+        if stat.S_ISDIR(found.st_mode):
+            self._result.add(path, "a directory stands there", Trouble.REFUSED)
+            return None
+        if self._options.overwrite == Overwrite.CHANGED and _agrees(found, entry):
+            self._primary_of(path, entry)
+            self._result.unchanged += 1
+            return None
+        return True
+
+    def _file(self, folder: bytes, entry: Entry, replace: bool) -> None:
+        if self._writer is None:
+            self._result.files += 1
+            self._result.bytes_restored += entry.size
+            return
+        task = FileTask(folder, entry, replace, remaining=entry.size)
+        if (primary := self._primary_of(task.path, entry) if entry.link_key else None) is not None:
+            self._links.append(_Link(folder, entry.name, replace, primary))
+        elif entry.size == 0:
+            self._writer.whole(task, b"")
+        else:
+            self._tasks.append(task)
+            self._ask_for(task, self._writer)
+
+    def _ask_for(self, task: FileTask, writer: FileWriter) -> None:
+        """Plan all pieces of a file; a file of very many is begun before all of them are planned."""
+        at = 0
+        try:
+            for extent in file_extents(self._listing.reader, task.entry):
+                if extent.id is None:
+                    task.remaining -= extent.length
+                else:
+                    self._plan.add(task, at, extent)
+                at += extent.length
+                if self._plan.full:
+                    self._flush()
+        except PROBLEMS as problem:
+            writer.lose(task, task.entry.size - at, problem)
+        task.planned = True
+
+    def _primary_of(self, path: bytes, entry: Entry) -> bytes | None:
+        """The first name of the same hard-linked file, or None if `path` is it.
+
+        Names are linked only if all that is recorded of their content agrees, whatever their keys say.
+        """
+        if not entry.link_key:
+            return None
+        content = repr((entry.size, [(e.id, e.offset, e.length) for e in entry.extents], list(entry.far)))
+        fingerprint = blake3(content.encode()).digest(16)
+        known, primary = self._primaries.setdefault(entry.link_key, (fingerprint, path))
+        return primary if known == fingerprint and primary != path else None
+
+    def _flush(self) -> None:
+        """Carry out the plan, then what had to wait for it: links, and directories that are finished."""
+        plan, self._plan = self._plan, Plan()
+        if self._writer is not None and self._target is not None:
+            for opened in self._listing.reader.open_many(list(plan.pieces)):
+                self._object(self._writer, opened, plan.pieces.pop(opened.id))
+            for task in self._tasks:
+                self._writer.settle(task)
+            # A file that is still being planned goes on in the next window.
+            self._tasks = [task for task in self._tasks if not task.planned]
+            for link in self._links:
+                self._link(self._target, link)
+            self._links.clear()
+        self._directories.close_left()
+
+    def _object(
+        self, writer: FileWriter, opened: Opened, pieces: list[tuple[FileTask, int, int, int]]
+    ) -> None:
+        """Write every piece that comes from one object."""
+        problem = opened.problem
+        if problem is None and opened.kind != Kind.DATA:
+            problem = errors.ObjectDamage(opened.id, f"is of kind {opened.kind} where data belongs")
+        written = 0
+        for task, file_offset, offset, length in pieces:
+            if problem is not None:
+                writer.lose(task, length, problem)
+                continue
+            try:
+                content = slice_of(opened.id, opened.plaintext, offset, length)
+            except errors.ObjectDamage as short:
+                writer.lose(task, length, short)
+                continue
+            if length == task.entry.size:
+                writer.whole(task, content)
+            else:
+                writer.write(task, file_offset, content)
+            written += length
+        self._progress.advance(written)
+
+    def _link(self, target: Target, link: _Link) -> None:
+        try:
+            make_link(target, link.primary, link.folder, link.name, self._result, replace=link.replace)
+        except FileNotFoundError:
+            reason = f"/{link.primary.decode(errors='replace')}, of which it is another name, was not restored"
+            self._result.add(join(link.folder, link.name), reason, Trouble.FAILED)
+        except (OSError, errors.Refused) as error:
+            report_failure(self._result, join(link.folder, link.name), error)
+
+
+def _agrees(found: os.stat_result, entry: Entry) -> bool:
+    """Whether a file stands there already, as far as its size and time can tell."""
+    if entry.type != FILE or not stat.S_ISREG(found.st_mode):
+        return False
+    return (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns)

@@ -1,0 +1,171 @@
+"""Snapshots: which one is meant, whether it is what its client signed, and whether one is missing.
+
+What a repository says about a snapshot (`SnapshotInfo`) chooses among snapshots; nothing in it is believed once
+one is opened. The certificate is verified against the owner in the *key*, never the one in the repository's
+configuration, and the chain header → metadata record → binding inside the sealed metadata is followed to the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from packnback import errors
+from packnback.crypto.certificate import Certificate, parse_certificate
+from packnback.crypto.reader import open_object
+from packnback.crypto.sign import verify_snapshot
+from packnback.format import metadata as metadata_format
+from packnback.format import record
+from packnback.format.metadata import Metadata
+from packnback.format.snapshot import Header, KeptHeader, SnapshotFile, decode_file, decode_header
+from packnback.ids import TAG_LEN, ObjectClass, short
+from packnback.restore.objects import ObjectReader
+from packnback.store.interface import SnapshotInfo
+
+PREFIX_MIN = 4
+"""Fewest hexadecimal digits by which a snapshot can be named."""
+_HEX = re.compile(rf"[0-9a-f]{{{PREFIX_MIN},64}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot that was verified and opened."""
+
+    info: SnapshotInfo
+    header: Header
+    metadata: Metadata
+
+
+def resolve(word: str, infos: Sequence[SnapshotInfo]) -> SnapshotInfo:
+    """The snapshot that SNAPSHOT on the command line means. Needs no key.
+
+    An id or a unique prefix of one, forgotten and partial snapshots included; ``latest``, the one received last
+    (highest receipt counter); or ``latest:CLIENT``, that client's highest sequence number. The latter two
+    choose among live snapshots that are no checkpoints. A damaged one is chosen all the same: to fall back
+    to an older one unasked would pass off old files as new.
+    Raises SnapshotUnknown or SnapshotAmbiguous.
+    """
+    if word == "latest" or word.startswith("latest:"):
+        return _latest(word, infos)
+    digits = word.lower()
+    if not _HEX.fullmatch(digits):
+        raise errors.SnapshotUnknown(word)
+    found = [info for info in infos if info.id.hex().startswith(digits)]
+    if not found:
+        raise errors.SnapshotUnknown(word)
+    if len(found) > 1:
+        raise errors.SnapshotAmbiguous(word, sorted(short(info.id) for info in found))
+    return found[0]
+
+
+def _latest(word: str, infos: Sequence[SnapshotInfo]) -> SnapshotInfo:
+    live = [info for info in infos if info.forgotten_ns is None and not info.partial]
+    _, colon, client = word.partition(":")
+    if not colon:
+        if not live:
+            raise errors.SnapshotUnknown(word)
+        return max(live, key=lambda info: info.receipt.counter)
+    own = [info for info in live if info.client == client]
+    if not own:
+        raise errors.SnapshotUnknown(word)
+    if len({info.client_id for info in own}) > 1:
+        raise errors.SnapshotAmbiguous(word, sorted(short(info.id) for info in own))
+    return max(own, key=lambda info: info.sequence)
+
+
+def open_snapshot(reader: ObjectReader, info: SnapshotInfo) -> Snapshot:
+    """Verify a snapshot and open its metadata; any key that reads listings will do.
+
+    Raises SnapshotDamage (which names the rule that was broken), WrongOwner, EnvelopeRejected,
+    UnsupportedVersion.
+    """
+    raw = reader.repository.read_snapshot(info.name)
+    try:
+        file = decode_file(raw)
+        certificate = parse_certificate(file.certificate)
+        certificate.verify(reader.key.bundle)
+        verify_snapshot(certificate.verify_key, file.header_bytes, file.signature)
+        _check_header(reader, info, file, certificate)
+        found = _open_metadata(reader, file)
+    except errors.FormatDamage as damage:
+        raise errors.SnapshotDamage(info.id.hex(), f"{damage.what}: {damage.why}") from damage
+    except errors.ObjectDamage as damage:
+        raise errors.SnapshotDamage(info.id.hex(), f"metadata: {damage.why}") from damage
+    return Snapshot(info, file.header, found)
+
+
+def _check_header(
+    reader: ObjectReader, info: SnapshotInfo, file: SnapshotFile, certificate: Certificate
+) -> None:
+    header = file.header
+    _demand(info, header.repository_id == reader.repository.config.repository_id, "made for another repository")
+    _demand(info, file.id == info.id, "another snapshot stands in its place")
+    said = (info.client_id, info.sequence, info.root, info.prev, info.partial, info.client)
+    signed = (header.client_id, header.sequence, header.root, header.prev, header.partial, certificate.name)
+    _demand(info, said == signed, "the repository's account of it differs from what is signed")
+    certified = (certificate.client_id, certificate.domain_id, certificate.epoch)
+    _demand(
+        info, certified == (header.client_id, header.domain_id, header.epoch), "its certificate is for another"
+    )
+    _demand(info, header.root[:TAG_LEN] == header.domain_id[:TAG_LEN], "its root is of another domain")
+
+
+def _open_metadata(reader: ObjectReader, file: SnapshotFile) -> Metadata:
+    header = file.header
+    envelope = reader.envelope(bytes(record.parse(file.envelope_record).body))
+    facts = envelope.facts
+    sealed_by = (facts.object_class, facts.client_id, facts.domain_id, facts.epoch)
+    if sealed_by != (ObjectClass.META, header.client_id, header.domain_id, header.epoch):
+        raise errors.FormatDamage("snapshot", "its envelope is of another client, domain, epoch or class")
+    sealed = record.parse(file.metadata_record)
+    if facts.id != sealed.envelope_id:
+        raise errors.FormatDamage("snapshot", "its metadata names another envelope")
+    plaintext = open_object(envelope, sealed.id, sealed.kind, sealed.header, sealed.refs, sealed.body)
+    binding, found = metadata_format.decode(plaintext)
+    if binding != (header.client_id, header.sequence, header.prev, header.root):
+        raise errors.FormatDamage("snapshot", "its metadata is bound to another header")
+    return found
+
+
+def _demand(info: SnapshotInfo, condition: bool, why: str) -> None:
+    if not condition:
+        raise errors.SnapshotDamage(info.id.hex(), why)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Snapshots of a client that should be there and are not, or a link that does not hold.
+
+    Missing are the sequence numbers `first` to `last`. When `first` > `last` none is missing, but the snapshot
+    `first` does not name the one before it that is there.
+    """
+
+    client_id: bytes
+    first: int
+    last: int
+
+
+def chain_gaps(infos: Iterable[SnapshotInfo], released: Iterable[KeptHeader] = ()) -> list[Gap]:
+    """Where the clients' chains of headers are broken, counted from sequence number 1. Pure.
+
+    `released` are the headers kept of snapshots that retention let go. An unbroken chain proves that nothing
+    in the middle was taken away; it says nothing about what may be missing at its end.
+    """
+    chains: dict[bytes, dict[int, tuple[bytes, bytes]]] = defaultdict(dict)
+    for kept in released:
+        header = decode_header(kept.header)
+        chains[header.client_id][header.sequence] = (kept.id, header.prev)
+    for info in infos:
+        chains[info.client_id][info.sequence] = (info.id, info.prev)
+    gaps = []
+    for client_id, links in sorted(chains.items()):
+        expected, previous = 1, bytes(32)
+        for sequence, (snapshot_id, prev) in sorted(links.items()):
+            if sequence != expected:
+                gaps.append(Gap(client_id, expected, sequence - 1))
+            elif prev != previous:
+                gaps.append(Gap(client_id, sequence, sequence - 1))
+            expected, previous = sequence + 1, snapshot_id
+    return gaps
