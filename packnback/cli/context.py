@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-import typer
+import click
 
 from packnback.cli import location as locations
 from packnback.cli import passphrase
@@ -77,6 +77,12 @@ class Context:
             yield opened
         finally:
             opened.close()
+
+    @contextmanager
+    def reading(self, *verbs: str) -> Iterator[Repository]:
+        """The repository, with its index up to date and, where it is a directory, locked against compaction."""
+        with self.repository(*verbs) as opened, locations.reading(opened):
+            yield opened
 
     @contextmanager
     def directory(self) -> Iterator[LocalRepository]:
@@ -154,6 +160,6 @@ def _as_reader(key: Key, action: str, *, contents: bool) -> Reader:
     return key
 
 
-def current(ctx: typer.Context) -> Context:
+def current(ctx: click.Context) -> Context:
     """The context that `packnback.cli.run` gave to this run."""
     return cast(Context, ctx.find_root().obj)

@@ -154,7 +154,8 @@ def _chosen(path: str, passphrase_file: str | None) -> bytes:
 def _facts(path: str, key: Key) -> dict[str, Any]:
     from packnback.crypto.keys import PutKey
 
-    facts: dict[str, Any] = {"path": path, "kind": key.kind, "fingerprint": key.fingerprint, "owner": key.owner_id.hex()}
+    facts: dict[str, Any] = {"path": path, "kind": key.kind, "fingerprint": key.fingerprint}
+    facts["owner"] = key.owner_id.hex()
     if isinstance(key, PutKey):
         facts |= {"client": key.name, "epoch": key.epoch, "domain": key.domain_id.hex()}
     return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,13 @@ def open_repository(location: Location, verbs: tuple[str, ...], watch: Watch) ->
     except ModuleNotFoundError:
         raise Refused("remote", "this version of packnback cannot speak ssh:// yet") from None
     return open_ssh(location, verbs, watch)
+
+
+def reading(repository: Repository) -> AbstractContextManager[object]:
+    """Holds what has to be held while a repository is read: here its lock, elsewhere the far side sees to it."""
+    from packnback.store.repository import LocalRepository
+
+    return repository.reading() if isinstance(repository, LocalRepository) else nullcontext()
 
 
 def open_directory(location: Location, watch: Watch) -> LocalRepository:

@@ -20,7 +20,7 @@ from packnback.cli.context import current
 
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     if value not in (None, False) and param.name is not None:
-        setattr(current(ctx).settings, param.name, value)  # type: ignore[arg-type]
+        setattr(current(ctx).settings, param.name, value)
     return value
 
 

@@ -48,14 +48,14 @@ class Output:
         if not self.json:
             self._write((escaped(text) if self._terminal else text) + "\n")
 
-    def remark(self, text: str) -> None:
+    def remark(self, text: str = "") -> None:
         """A line that ``-q`` leaves out: what was done, where the result itself is something else."""
         if not self.quiet:
             self.line(text)
 
-    def table(self, header: Iterable[str], rows: Iterable[Iterable[str]], right: frozenset[int] = frozenset()) -> None:
+    def table(self, header: list[str], rows: Iterable[list[str]], right: frozenset[int] = frozenset()) -> None:
         """Columns for people; those in `right` are flush right, the last one is never padded."""
-        cells = [list(header), *(list(row) for row in rows)]
+        cells = [header, *rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         for row in cells:
             padded = [

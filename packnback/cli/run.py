@@ -24,10 +24,11 @@ from packnback.cli.output import Output, OutputClosed, OutputFailed, discard_std
 from packnback.errors import PacknbackError
 
 DEBUG_VARIABLE = "PACKNBACK_DEBUG"
+_ABOUT = "Deduplicating, encrypted backups whose clients can only write."
 
 _FAMILIES = {
     "keys": ("key",),
-    "repository": ("init",),
+    "repository": ("init", "check", "stats"),
     "backup": ("backup",),
     "look": ("list", "ls", "find", "cat", "diff"),
     "restore": ("restore", "verify"),
@@ -37,8 +38,10 @@ _FAMILIES = {
 def program() -> LazyGroup:
     """The whole command line."""
     modules = {name: f"packnback.cli.{family}" for family, names in _FAMILIES.items() for name in names}
-    group = LazyGroup(modules, name="packnback", help="Deduplicating, encrypted backups whose clients can only write.")
-    group.params.append(click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version))
+    group = LazyGroup(modules, name="packnback", help=_ABOUT)
+    version = click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version)
+    version.help = "Show the version."
+    group.params.append(version)
     return group
 
 
@@ -77,17 +80,26 @@ def _outcome(arguments: Sequence[str], context: Context) -> int:
         raise
     except click.ClickException as error:
         return _tell_usage(error, output)
+    except OSError as error:
+        _show_traceback()
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        told = words.Words(where + (error.strerror or str(error)))
+        return _tell("system-error", told, words.FAILED, output)
     except (KeyboardInterrupt, click.Abort):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         told = words.Words("interrupted", "nothing that was stored before is lost; run it again")
         return _tell("interrupted", told, words.INTERRUPTED, output)
     except Exception as error:  # noqa: BLE001 - nobody shall see a traceback who did not ask for one
-        if os.environ.get(DEBUG_VARIABLE):
-            traceback.print_exc()
+        _show_traceback()
         told = words.Words(
             f"internal error: {type(error).__name__}: {error}", f"{DEBUG_VARIABLE}=1 shows where; please report it"
         )
         return _tell("internal-error", told, words.FAILED, output)
+
+
+def _show_traceback() -> None:
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exc()
 
 
 def tell(error: PacknbackError, output: Output) -> int:

@@ -63,6 +63,11 @@ def words(error: PacknbackError) -> Words:
     return write(error) if write else Words(str(error))
 
 
+def reason(error: PacknbackError) -> str:
+    """The message alone, as the reason why something could not be had."""
+    return words(error).message
+
+
 def as_json(error: PacknbackError) -> dict[str, Any]:
     """``{"error": {"kind", "message", "hint"?, …facts}}``."""
     told = words(error)
@@ -160,7 +165,7 @@ def _(e: errors.SnapshotAmbiguous) -> Words:
 def _(e: errors.PathUnknown) -> Words:
     if e.snapshot is None:
         return Words(f"{e.path} does not exist")
-    return Words(f"{e.path} is not in snapshot {e.snapshot[:12]}", "see `packnback ls SNAPSHOT`; paths start at the root")
+    return Words(f"{e.path} is not in snapshot {e.snapshot[:12]}", "paths start at the root: see `packnback ls -R`")
 
 
 @_for(errors.NothingToBackUp)
@@ -184,9 +189,9 @@ def _(e: errors.ClockRefused) -> Words:
 
 _REFUSALS = {
     "chain": Words("the snapshot does not continue this client's chain", "run it again"),
-    "last-snapshots": Words(
-        "this would forget every snapshot of a client", "if that is what you want, add --force"
-    ),
+    "last snapshot": Words("this would leave a client without any snapshot", "if that is what you want, add --force"),
+    "empty policy": Words("no rule says what to keep", "give at least one of the --keep options"),
+    "memory": Words("there is not enough memory to open this key", "close other programs, or use another machine"),
 }
 
 

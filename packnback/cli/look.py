@@ -1,0 +1,333 @@
+"""``list``, ``ls``, ``find``, ``cat``, ``diff``: looking into a repository without changing anything."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from packnback.cli import words
+from packnback.cli.context import Context, current
+from packnback.cli.options import Command, family
+from packnback.cli.output import path_fields, shown_path
+from packnback.cli.quantities import rfc3339, shown_size
+from packnback.errors import Damage, EnvelopeRejected
+
+if TYPE_CHECKING:
+    from packnback.crypto.keys import Reader
+    from packnback.format.entry import Entry
+    from packnback.format.metadata import Metadata
+    from packnback.restore.diff import Change
+    from packnback.restore.listing import Hole, Listing
+    from packnback.restore.objects import ObjectReader
+    from packnback.restore.snapshot import Snapshot
+    from packnback.store.interface import Repository, SnapshotInfo
+
+app = family()
+
+SnapshotWord = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="An id or prefix, latest, or latest:CLIENT.")]
+
+_TYPES = {
+    ord("f"): "file", ord("d"): "dir", ord("l"): "symlink", ord("p"): "fifo",
+    ord("c"): "char", ord("b"): "block", ord("s"): "socket",
+}  # fmt: skip
+_FORMAT_BITS = {
+    "file": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK, "fifo": stat.S_IFIFO,
+    "char": stat.S_IFCHR, "block": stat.S_IFBLK, "socket": stat.S_IFSOCK,
+}  # fmt: skip
+_MARKS = {"added": "+", "removed": "-", "type": "T", "content": "M", "metadata": "U"}
+
+
+# --- list ------------------------------------------------------------------------------------------------
+
+
+@app.command("list", cls=Command)
+def list_(
+    ctx: typer.Context,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Forgotten snapshots and unfinished ones, too.")
+    ] = False,
+) -> int:
+    """List snapshots; without a key, what the repository itself knows of them."""
+    context = current(ctx)
+    key = context.reader_if_any()
+    with context.reading("list") as repository:
+        infos = [i for i in repository.snapshots() if everything or _state(i) == "live"]
+        opened, damaged = _open_all(context, repository, key, infos) if key else ({}, False)
+    rows = [_row(info, opened.get(info.name)) for info in infos]
+    if context.output.json:
+        context.output.document(rows)
+    elif rows:
+        _tell_rows(context, rows, with_state=everything)
+    else:
+        context.output.remark("No snapshots.")
+    return words.DAMAGED if damaged else words.DONE
+
+
+def _state(info: SnapshotInfo) -> str:
+    if info.forgotten_ns is not None:
+        return "forgotten"
+    return "partial" if info.partial else "live"
+
+
+def _open_all(
+    context: Context, repository: Repository, key: Reader, infos: list[SnapshotInfo]
+) -> tuple[dict[str, Metadata], bool]:
+    """The metadata of those that can be opened, and whether one could not."""
+    from packnback.restore.objects import ObjectReader
+    from packnback.restore.snapshot import open_snapshot
+
+    opened, damaged = {}, False
+    with ObjectReader(repository, key) as reader:
+        for info in infos:
+            try:
+                opened[info.name] = open_snapshot(reader, info).metadata
+            except (Damage, EnvelopeRejected) as error:
+                damaged = True
+                context.reporter.note(words.words(error).message)
+    return opened, damaged
+
+
+def _row(info: SnapshotInfo, metadata: Metadata | None) -> dict[str, Any]:
+    return {
+        "id": info.id.hex(),
+        "client": info.client,
+        "epoch": info.epoch,
+        "sequence": info.sequence,
+        "received": rfc3339(info.receipt.time_ns),
+        "state": _state(info),
+        "complete": info.complete,
+        "time": rfc3339(info.time_ns),
+        "bytes_added": info.receipt.bytes_added,
+        "host": metadata.host if metadata else None,
+        "paths": [shown_path(path) for path in metadata.paths] if metadata else None,
+        "tags": metadata.tags if metadata else None,
+        "files": metadata.files if metadata else None,
+        "bytes": metadata.bytes if metadata else None,
+    }
+
+
+def _tell_rows(context: Context, rows: list[dict[str, Any]], *, with_state: bool) -> None:
+    header = ["ID", "CLIENT", "NO.", "RECEIVED", "FILES", "SIZE", "ADDED"]
+    header += ["STATE", "PATHS"] if with_state else ["PATHS"]
+    cells = []
+    for row in rows:
+        state = [row["state"]] if with_state else []
+        damaged = "" if row["complete"] else "(incomplete) "
+        tags = "".join(f" {key}={value}" for key, value in (row["tags"] or {}).items())
+        cells.append(
+            [
+                row["id"][:12],
+                row["client"],
+                str(row["sequence"]),
+                row["received"][:19].replace("T", " "),
+                "-" if row["files"] is None else str(row["files"]),
+                "-" if row["bytes"] is None else shown_size(row["bytes"]),
+                shown_size(row["bytes_added"]),
+                *state,
+                damaged + " ".join(row["paths"] or ["-"]) + tags,
+            ]
+        )
+    context.output.table(header, cells, frozenset({2, 4, 5, 6}))
+
+
+# --- looking into snapshots ------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(context: Context, *, contents: bool = False, action: str = "read") -> Iterator[ObjectReader]:
+    """A reader of the repository's objects, with the repository open and locked against compaction."""
+    from packnback.restore.objects import ObjectReader
+
+    key = context.reader(action, contents=contents)
+    with context.reading("get", "list") as repository, ObjectReader(repository, key) as reader:
+        yield reader
+
+
+def open_word(reader: ObjectReader, word: str) -> Snapshot:
+    """The verified snapshot that a word means."""
+    from packnback.restore.snapshot import open_snapshot, resolve
+
+    return open_snapshot(reader, resolve(word, reader.repository.snapshots()))
+
+
+def listing_of(reader: ObjectReader, snapshot: Snapshot) -> Listing:
+    """The listing below a snapshot's root."""
+    from packnback.restore.listing import Listing
+
+    return Listing(reader, snapshot.header.root)
+
+
+@app.command("ls", cls=Command)
+def ls(
+    ctx: typer.Context,
+    snapshot: SnapshotWord,
+    path: Annotated[str, typer.Argument(metavar="[PATH]")] = "/",
+    long: Annotated[bool, typer.Option("-l", help="Modes, owners, sizes and times, too.")] = False,
+    recursive: Annotated[bool, typer.Option("-R", help="Everything below, too.")] = False,
+) -> int:
+    """List a directory of a snapshot."""
+    from packnback.restore import look
+
+    context = current(ctx)
+    with reading(context) as reader:
+        opened = open_word(reader, snapshot)
+        found = look.ls(listing_of(reader, opened), look.normalise(os.fsencode(path)), recursive=recursive)
+        told = _Entries(context, opened.metadata, long=long)
+        for item in found:
+            told.add(item)
+        return told.finish()
+
+
+@app.command("find", cls=Command)
+def find(
+    ctx: typer.Context,
+    pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="A shell pattern; with a slash: of paths.")],
+    snapshot: Annotated[
+        str | None, typer.Option("--snapshot", metavar="SNAPSHOT", help="Only in this one; otherwise in all live ones.")
+    ] = None,
+    long: Annotated[bool, typer.Option("-l", help="Modes, owners, sizes and times, too.")] = False,
+) -> int:
+    """Find files by name."""
+    from packnback.restore import look
+    from packnback.restore.snapshot import open_snapshot
+
+    context = current(ctx)
+    with reading(context) as reader:
+        infos = [i for i in reader.repository.snapshots() if _state(i) == "live"]
+        chosen = [open_word(reader, snapshot)] if snapshot else [open_snapshot(reader, info) for info in infos]
+        told: _Entries | None = None
+        for opened in chosen:
+            told = _Entries(context, opened.metadata, long=long, of=opened, after=told, prefixed=snapshot is None)
+            for item in look.find(listing_of(reader, opened), os.fsencode(pattern)):
+                told.add(item)
+        return (told or _Entries(context, None, long=long)).finish()
+
+
+@app.command("cat", cls=Command)
+def cat(
+    ctx: typer.Context, snapshot: SnapshotWord, path: Annotated[str, typer.Argument(metavar="PATH")]
+) -> None:
+    """Write the contents of a file to stdout."""
+    from packnback.restore import look
+
+    context = current(ctx)
+    with reading(context, contents=True) as reader:
+        opened = open_word(reader, snapshot)
+        listing = listing_of(reader, opened)
+        for piece in look.cat(listing, look.normalise(os.fsencode(path)), opened.header.domain_id):
+            context.output.data(piece)
+
+
+@app.command("diff", cls=Command)
+def diff(
+    ctx: typer.Context,
+    a: Annotated[str, typer.Argument(metavar="A")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+) -> int:
+    """What changed from snapshot A to snapshot B. + added, - removed, M content, U metadata, T type."""
+    from packnback.restore.diff import diff as compare
+    from packnback.restore.listing import Hole
+
+    context = current(ctx)
+    changes: list[dict[str, Any]] = []
+    damaged = False
+    with reading(context) as reader:
+        before, after = (listing_of(reader, open_word(reader, word)) for word in (a, b))
+        for item in compare(before, after):
+            if isinstance(item, Hole):
+                damaged = True
+                note_hole(context, item)
+            elif context.output.json:
+                changes.append(_change(item))
+            else:
+                context.output.line(f"{_MARKS[item.what]} /{shown_path(item.path)}")
+    if context.output.json:
+        context.output.document(changes)
+    return words.DAMAGED if damaged else words.DONE
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        **path_fields(b"/" + change.path),
+        "change": change.what,
+        "size_before": change.before.size if change.before else None,
+        "size_after": change.after.size if change.after else None,
+    }
+
+
+def note_hole(context: Context, hole: Hole) -> None:
+    """Say that a part of a listing could not be read."""
+    context.reporter.note(f"/{shown_path(hole.path)}: {words.reason(hole.problem)}")
+
+
+class _Entries:
+    """Entries on their way to the output: line by line, or gathered into the one JSON document."""
+
+    def __init__(
+        self,
+        context: Context,
+        metadata: Metadata | None,
+        *,
+        long: bool,
+        of: Snapshot | None = None,
+        after: _Entries | None = None,
+        prefixed: bool = False,
+    ) -> None:
+        self._context = context
+        self._users = metadata.users if metadata else {}
+        self._groups = metadata.groups if metadata else {}
+        self._long = long
+        self._snapshot = of.info.id.hex() if of else None
+        self._prefixed = prefixed
+        self._gathered: list[dict[str, Any]] = after._gathered if after else []
+        self._damaged: bool = after._damaged if after else False
+
+    def add(self, item: Any) -> None:
+        """One entry found, or a hole in the listing."""
+        from packnback.restore.listing import Hole
+
+        if isinstance(item, Hole):
+            self._damaged = True
+            note_hole(self._context, item)
+        elif self._context.output.json:
+            snapshot = {"snapshot": self._snapshot} if self._snapshot else {}
+            self._gathered.append({**snapshot, **entry_fields(item.path, item.entry)})
+        else:
+            prefix = f"{self._snapshot[:12]}  " if self._prefixed and self._snapshot else ""
+            line = self._line(item.path, item.entry) if self._long else "/" + shown_path(item.path)
+            self._context.output.line(prefix + line)
+
+    def finish(self) -> int:
+        """The document, if JSON was asked for; the exit code."""
+        if self._context.output.json:
+            self._context.output.document(self._gathered)
+        return words.DAMAGED if self._damaged else words.DONE
+
+    def _line(self, path: bytes, entry: Entry) -> str:
+        mode = stat.filemode(entry.mode | _FORMAT_BITS[_TYPES[entry.type]])
+        user = self._users.get(entry.uid, str(entry.uid))
+        group = self._groups.get(entry.gid, str(entry.gid))
+        when = rfc3339(entry.mtime_ns, fraction=False)[:16].replace("T", " ")
+        target = f" -> {shown_path(entry.target)}" if entry.target else ""
+        return f"{mode} {user:<8} {group:<8} {entry.size:>12} {when} /{shown_path(path)}{target}"
+
+
+def entry_fields(path: bytes, entry: Entry) -> dict[str, Any]:
+    """An entry as JSON."""
+    fields: dict[str, Any] = {
+        **path_fields(b"/" + path),
+        "type": _TYPES[entry.type],
+        "mode": entry.mode,
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "size": entry.size,
+        "mtime_ns": entry.mtime_ns,
+    }
+    if entry.target:
+        fields |= path_fields(entry.target, "target")
+    return fields

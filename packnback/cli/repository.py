@@ -1,0 +1,273 @@
+"""``init``, ``check``, ``stats``: what is done to a repository as a whole, without a key that opens anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from packnback.cli import words
+from packnback.cli.context import Context, configured, current
+from packnback.cli.location import Ssh
+from packnback.cli.options import Command, family
+from packnback.cli.quantities import parse_percent, shown_size
+from packnback.errors import AlreadyExists, FormatDamage, KeyCannot, UsageError
+
+if TYPE_CHECKING:
+    from packnback.crypto.bundle import OwnerBundle
+    from packnback.store.damage import Finding
+    from packnback.store.repository import LocalRepository
+
+app = family()
+
+_OWNER_KEY_ADVICE = """\
+The owner key does not belong on this machine: it reads every backup. Move it to a
+safe place, and keep a second copy: without it no backup can ever be read. Backups
+are made with the put key alone."""
+
+
+@app.command("init", cls=Command)
+def init(
+    ctx: typer.Context,
+    owner: Annotated[
+        str | None, typer.Option("--owner", metavar="FILE", help="OWNER.pub or OWNER.key; its public part is used.")
+    ] = None,
+) -> None:
+    """Make a repository. Without --owner, and without any key in the configuration directory, keys are made too."""
+    from packnback.store.local import create_local
+
+    context = current(ctx)
+    location = context.location()
+    if isinstance(location, Ssh):
+        raise UsageError(
+            f"a repository is made where it will be: log in to {location.host} and run"
+            f" `packnback -r {location.path} init --owner OWNER.pub` there"
+        )
+    if os.path.lexists(os.path.join(location.path, "config")):
+        raise AlreadyExists(location.path)
+    bundle, made = _owner(context, owner)
+    repository = create_local(location.path, bundle.raw, context.watch)
+    repository.close()
+    if context.output.json:
+        context.output.document(
+            {
+                "repository": repository.config.repository_id.hex(),
+                "path": location.path,
+                "owner": bundle.owner_id.hex(),
+                "keys_made": made,
+            }
+        )
+    context.output.remark(f"Made the repository {location.path}.")
+    if made:
+        context.output.remark(f"Made the owner key {made[0]}")
+        context.output.remark(f"and the put key    {made[1]}.")
+        context.output.remark("\n" + _OWNER_KEY_ADVICE)
+
+
+def _owner(context: Context, file: str | None) -> tuple[OwnerBundle, list[str]]:
+    """The owner's public bundle, and the key files that had to be made for it."""
+    from packnback.crypto.bundle import OwnerBundle
+    from packnback.crypto.keys import OwnerKey
+
+    if file is not None:
+        key = context.load(file)
+        if isinstance(key, OwnerBundle):
+            return key, []
+        if not isinstance(key, OwnerKey):
+            raise KeyCannot(key.kind, ["owner", "public"], "make a repository")
+        return key.bundle, []
+    # The key that will make the backups decides who owns the repository; it needs no passphrase as a rule.
+    for known in (configured("put.key"), configured("owner.key")):
+        if os.path.lexists(known):
+            found = context.load(known)
+            return (found if isinstance(found, OwnerBundle) else found.bundle), []
+    return _make_keys()
+
+
+def _make_keys() -> tuple[OwnerBundle, list[str]]:
+    import socket
+
+    from packnback.crypto.keyfile import write_key
+    from packnback.crypto.keys import OwnerKey
+
+    paths = [configured("owner.key"), configured("put.key")]
+    os.makedirs(os.path.dirname(paths[0]), mode=0o700, exist_ok=True)
+    owner = OwnerKey.generate()
+    put = owner.put_key(socket.gethostname() or "client")
+    write_key(paths[0], owner)
+    write_key(paths[1], put)
+    return owner.bundle, paths
+
+
+@app.command("check", cls=Command)
+def check(
+    ctx: typer.Context,
+    read_data: Annotated[bool, typer.Option("--read-data", help="Read every byte and compare checksums.")] = False,
+    sample: Annotated[
+        str,
+        typer.Option(
+            "--sample", metavar="PERCENT",
+            help="With --read-data: only so many of the packs, those first that were read longest ago.",
+        ),
+    ] = "100",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Save what is good in damaged packs, and put them aside.")
+    ] = False,
+    bad: Annotated[
+        str | None, typer.Option("--bad", metavar="FILE", help="With --repair: ids that `verify --bad` wrote.")
+    ] = None,
+    wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait for a lock.")] = 600.0,
+) -> int:  # fmt: skip
+    """Is the repository whole? No key is needed."""
+    from packnback.store.check import check_structure
+    from packnback.store.scrub import choose, scrub
+
+    context = current(ctx)
+    if bad and not repair:
+        raise UsageError("--bad goes with --repair")
+    percent = parse_percent(sample)
+    bad_ids = _read_ids(bad) if bad else []
+    with context.directory() as repository:
+        with repository.reading(wait):
+            report = check_structure(repository)
+            if read_data:
+                report.damage += scrub(repository, percent)
+            suspects = choose(repository, percent) if read_data and report.damage else []
+            names = {info.name: info.id.hex() for info in repository.snapshots()}
+        document: dict[str, Any] = {
+            "packs": report.packs,
+            "objects": report.objects,
+            "snapshots": report.snapshots,
+            "damage": [_finding(f, names) for f in report.damage],
+            "index_rebuilt": report.repaired,
+        }
+        remaining = report.damage
+        if repair:
+            remaining = _repair(repository, document, bad_ids, suspects, wait, names)
+    _tell_check(context, document)
+    return words.DAMAGED if remaining else words.DONE
+
+
+def _repair(
+    repository: LocalRepository,
+    document: dict[str, Any],
+    bad_ids: list[bytes],
+    suspects: list[bytes],
+    wait: float,
+    names: dict[str, str],
+) -> list[Finding]:
+    """Repair, and add to the document what was done and what is wrong still."""
+    from packnback.store.check import check_structure
+    from packnback.store.repair import repair
+
+    with repository.ports.locks.exclusive(wait):
+        repository.rebuild()
+        done = repair(repository, bad_ids, suspects)
+        remaining = check_structure(repository).damage
+    document["repaired"] = {
+        "packs_quarantined": done.packs,
+        "objects_saved": done.objects_saved,
+        "objects_lost": [i.hex() for i in done.objects_lost],
+    }
+    document["remaining"] = [_finding(f, names) for f in remaining]
+    return remaining
+
+
+def _finding(finding: Finding, names: dict[str, str]) -> dict[str, Any]:
+    return {
+        "kind": finding.kind,
+        "what": finding.what,
+        "why": finding.why,
+        "affects": [names.get(name, name) for name in finding.affects],
+    }
+
+
+def _tell_check(context: Context, document: dict[str, Any]) -> None:
+    output = context.output
+    if output.json:
+        output.document(document)
+        return
+    output.remark(f"{document['packs']} packs, {document['objects']} objects, {document['snapshots']} snapshots")
+    if document["index_rebuilt"]:
+        output.line("The index was not what the packs say, and has been made anew (nothing was lost).")
+    _tell_findings(context, document["damage"])
+    if "repaired" in document:
+        done = document["repaired"]
+        output.line(
+            f"Repaired: {len(done['packs_quarantined'])} packs put aside, {done['objects_saved']} objects saved,"
+            f" {len(done['objects_lost'])} lost."
+        )
+        if done["objects_lost"]:
+            output.line("The next backup of the same files stores them again.")
+        if document["remaining"]:
+            output.line("What is wrong still:")
+            _tell_findings(context, document["remaining"])
+    elif document["damage"]:
+        output.line("`packnback verify` (with a key) tells which files it means; `packnback check --repair` mends.")
+    else:
+        output.line("No damage found.")
+
+
+def _tell_findings(context: Context, findings: Iterable[dict[str, Any]]) -> None:
+    for finding in findings:
+        context.output.line(f"damaged {finding['kind']} {finding['what']}: {finding['why']}")
+        for affected in finding["affects"]:
+            context.output.line(f"  affects snapshot {affected[:12]}")
+
+
+def _read_ids(path: str) -> list[bytes]:
+    """The ids in a file that ``verify --bad`` wrote: 64 hexadecimal digits first on each line."""
+    ids = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            found = line.split()
+            if not found or found[0].startswith("#"):
+                continue
+            try:
+                object_id = bytes.fromhex(found[0])
+            except ValueError:
+                object_id = b""
+            if len(object_id) != 32:
+                raise FormatDamage("list of bad objects", "not an id", f"{path}, line {number}")
+            ids.append(object_id)
+    return ids
+
+
+@app.command("stats", cls=Command)
+def stats(ctx: typer.Context) -> None:
+    """Sizes; with a key also how much deduplication and compression save."""
+    from packnback.store.check import stats as measure
+
+    context = current(ctx)
+    key = context.reader_if_any()
+    with context.directory() as repository, repository.reading():
+        sizes = measure(repository)
+        logical = None
+        if key is not None:
+            from packnback.restore.objects import ObjectReader
+            from packnback.restore.snapshot import open_snapshot
+
+            with ObjectReader(repository, key) as reader:
+                logical = sum(open_snapshot(reader, info).metadata.bytes for info in repository.snapshots())
+    document = {
+        "packs": sizes.packs,
+        "objects": sizes.objects,
+        "snapshots": sizes.snapshots,
+        "bytes_total": sizes.bytes_total,
+        "bytes_live": sizes.bytes_live,
+        "bytes_waste": sizes.bytes_waste,
+        "bytes_logical": logical,
+    }
+    output = context.output
+    if output.json:
+        output.document(document)
+        return
+    output.line(f"{sizes.snapshots} snapshots, {sizes.packs} packs, {sizes.objects} objects")
+    output.line(f"stored    {shown_size(sizes.bytes_total):>10}")
+    output.line(f"in use    {shown_size(sizes.bytes_live):>10}")
+    output.line(f"waste     {shown_size(sizes.bytes_waste):>10}")
+    if logical is not None:
+        ratio = f", {logical / sizes.bytes_live:.1f} times what is in use" if sizes.bytes_live else ""
+        output.line(f"restored  {shown_size(logical):>10} (all snapshots together{ratio})")
