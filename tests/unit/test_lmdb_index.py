@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import resource
+import struct
 import subprocess
 import sys
 import textwrap
@@ -191,6 +192,15 @@ class TestDamage:
             file.write(bytes(size - 8192))
         assert probe(str(filled)) is not None
 
+    def test_the_probe_finds_a_damaged_list_of_free_pages(self, filled: Path) -> None:
+        """No reader looks at it, the next writer would die of it."""
+        data = bytearray((filled / "data.mdb").read_bytes())
+        for meta in (0, 4096):
+            (root,) = struct.unpack_from("=Q", data, meta + 16 + 24 + 40)  # free list's mdb_db.md_root
+            data[root * 4096 : root * 4096 + 4096] = bytes(4096)
+        (filled / "data.mdb").write_bytes(data)
+        assert probe(str(filled)) is not None
+
     def test_the_probe_gives_an_answer_whatever_the_bytes(self, filled: Path, tmp_path: Path) -> None:
         sound = (filled / "data.mdb").read_bytes()
         for seed in range(4):
@@ -349,8 +359,12 @@ class TestHandles:
         index = open_index(filled)
         with index.read() as txn:
             with pytest.raises(RuntimeError):
-                LmdbIndex.close(index)
+                index.close()
             assert txn.get("meta", b"k") == b"v"
+        assert value(index, b"k") == b"v"
+        index.close()
+        with pytest.raises(RuntimeError):
+            value(index, b"k")
 
     def test_opening_and_closing_in_many_threads(self, directory: Path) -> None:
         failures: list[BaseException] = []
