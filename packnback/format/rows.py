@@ -16,6 +16,7 @@ table          key                                    value
 ``roots``      root id ‖ snapshot name                —
 ``packs``      pack number                            name, size, status, class, records, bytes, live bytes
 ``pack_names`` pack name (32)                         pack number
+``usage``      client id ‖ pack number                bytes of the client's records in that pack
 ``snapshots``  file name                              status and what `SnapshotInfo` tells
 ``markers``    file name                              status
 ``batches``    file name                              status, number of headers
@@ -47,6 +48,7 @@ TABLES = (
     "roots",
     "packs",
     "pack_names",
+    "usage",
     "snapshots",
     "markers",
     "batches",
@@ -68,6 +70,7 @@ _RELEASED = struct.Struct("<32s32s16sIqQQB")
 _NUMBER = struct.Struct(">I")
 _SEQUENCE = struct.Struct(">Q")
 _COUNT = struct.Struct("<I")
+_USAGE = struct.Struct("<Q")
 
 
 def seal(key: bytes, value: bytes) -> bytes:
@@ -190,6 +193,27 @@ def number_of(key: bytes) -> int:
     """Pack number of a key of ``packs``."""
     number: int = _NUMBER.unpack(key)[0]
     return number
+
+
+def usage_key(client_id: bytes, number: int) -> bytes:
+    """Key of ``usage``."""
+    return client_id + _NUMBER.pack(number)
+
+
+def split_usage_key(key: bytes) -> tuple[bytes, int]:
+    """(client id, pack number) of a key of ``usage``."""
+    return key[:16], _NUMBER.unpack(key[16:])[0]
+
+
+def encode_usage(key: bytes, used: int) -> bytes:
+    """Row of ``usage``."""
+    return seal(key, _USAGE.pack(used))
+
+
+def decode_usage(key: bytes, value: bytes) -> int:
+    """Bytes."""
+    used: int = _USAGE.unpack(unseal("usage", key, value))[0]
+    return used
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ do not belong here. Reading every record and its checksum is `packnback.store.sc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import groupby, zip_longest
+from operator import itemgetter
 
 from packnback.errors import IndexDamage
 from packnback.format import rows
@@ -89,17 +90,22 @@ def _readable(
             row = rows.decode_object(key, value)
             yield key, (_name(names, row.pack), row.offset, row.length, row.kind, row.level)
     elif table == "more":
-        group: list[tuple[bytes, object]] = []
-        for key, value in txn.scan(table):
-            object_id, number = rows.split_more_key(key)
-            if group and group[0][0] != object_id:
-                yield from sorted(group, key=repr)
-                group = []
-            group.append((object_id, (_name(names, number), rows.decode_more(key, value))))
-        yield from sorted(group, key=repr)
+        located = ((*rows.split_more_key(key), rows.decode_more(key, value)) for key, value in txn.scan(table))
+        yield from _by_name(located, names)
+    elif table == "usage":
+        used = ((*rows.split_usage_key(key), rows.decode_usage(key, value)) for key, value in txn.scan(table))
+        yield from _by_name(used, names)
     else:
         for key, value in txn.scan(table):
             yield key, rows.unseal(table, key, value)
+
+
+def _by_name(
+    numbered: Iterable[tuple[bytes, int, object]], names: dict[int, tuple[bytes, rows.PackRow]]
+) -> Iterator[tuple[bytes, object]]:
+    """Rows (key, pack number, value) with names for numbers; rows of one key ordered by name."""
+    for key, group in groupby(numbered, key=lambda row: row[0]):
+        yield from sorted(((key + _name(names, number), value) for _, number, value in group), key=itemgetter(0))
 
 
 def _name(names: dict[int, tuple[bytes, rows.PackRow]], number: int) -> bytes:

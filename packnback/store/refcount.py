@@ -44,6 +44,11 @@ def is_complete(txn: ReadTxn, object_id: bytes) -> bool:
     return txn.get("objects", object_id) is not None and txn.get("incomplete", object_id) is None
 
 
+def used_bytes(txn: ReadTxn, client_id: bytes) -> int:
+    """Bytes of all records of a client, dead or alive: what its quota is compared with."""
+    return sum(rows.decode_usage(key, value) for key, value in txn.scan("usage", client_id))
+
+
 def pack_row(txn: ReadTxn, number: int) -> PackRow:
     """The row of a pack that some other row names."""
     key = rows.pack_key(number)
@@ -90,12 +95,23 @@ class Ledger:
         row.object_class = footer.object_class
         row.records = len(footer.records)
         row.record_bytes = sum(r.length for r in footer.records)
+        self._count_usage(number, footer)
         for record in sorted(footer.records, key=lambda r: r.level):
             known = lookup(self.txn, record.id)
             if known is None:
                 self._adopt_object(number, record)
             else:
                 self._adopt_copy(number, record, known)
+
+    def _count_usage(self, number: int, footer: Footer) -> None:
+        """A record belongs to the client that its envelope names, wherever compaction has moved it."""
+        used: dict[bytes, int] = {}
+        for record in footer.records:
+            client_id = footer.envelopes[record.envelope].client_id
+            used[client_id] = used.get(client_id, 0) + record.length
+        for client_id, length in used.items():
+            key = rows.usage_key(client_id, number)
+            self.txn.put("usage", key, rows.encode_usage(key, length))
 
     def _adopt_object(self, number: int, record: RecordRow) -> None:
         object_id, refs = record.id, record.ref_list
@@ -193,6 +209,9 @@ class Ledger:
             self.txn.delete("pack_names", self._pack(number).name)
             self.txn.delete("packs", rows.pack_key(number))
             del self._packs[number]
+        for key in [key for key, _ in self.txn.scan("usage")]:
+            if rows.split_usage_key(key)[1] in gone:
+                self.txn.delete("usage", key)
         for batch in self._batches("more"):
             for key, _ in batch:
                 if rows.split_more_key(key)[1] in gone:
