@@ -148,6 +148,14 @@ class ChainAlarm(Failed):
 
 
 @dataclass(eq=False)
+class StateDamaged(Failed):
+    """What this machine remembers of a repository cannot be read. The repository is not affected."""
+
+    path: str
+    why: str
+
+
+@dataclass(eq=False)
 class StaleSequence(Failed):
     """Another snapshot took this sequence number first: sign the next one."""
 

@@ -1,0 +1,152 @@
+"""The extent list of one file while it is being stored: in order, settled as ids become known.
+
+A file with few extents keeps them in its entry. More go into extent objects as soon as their ids are known, so
+that a file of any size holds the same amount of memory here: the extents that are still on their way, and one
+unfinished extent object per depth.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from packnback.backup.layers import Layers, Limits
+from packnback.backup.listing_cuts import ListingCuts
+from packnback.backup.ticket import Place
+from packnback.format.entry import (
+    INLINE_EXTENTS,
+    Entry,
+    Extent,
+    encode_extent_object,
+    encode_far_object,
+)
+from packnback.ids import Kind
+
+EXTENTS_PER_OBJECT = Limits(least=128, most=2048)
+
+
+class MetaSink(Protocol):
+    """Where objects of the listing go."""
+
+    def add_meta(self, kind: Kind, level: int, refs: Sequence[bytes], plaintext: bytes) -> bytes:
+        """Store an object that refers to `refs` (ascending) and return its id."""
+
+
+class Content(Protocol):
+    """The content of a file, stored or on its way."""
+
+    @property
+    def submitted(self) -> bool:
+        """Whether it may be waited for: it may not while it lies in a bundle that is still open."""
+
+    @property
+    def weight(self) -> int:
+        """How many extents it holds in memory, about."""
+
+    def settle(self) -> bool:
+        """Take note of what is known by now. True once everything is."""
+
+    def describe(self, entry: Entry) -> None:
+        """Complete the file's entry; waits for what is not known yet."""
+
+
+class SmallContent:
+    """A file that lies in one piece in a bundle."""
+
+    __slots__ = ("check", "place")
+
+    def __init__(self, place: Place, check: bytes) -> None:
+        self.place = place
+        self.check = check
+
+    @property
+    def submitted(self) -> bool:
+        """Whether the bundle is closed."""
+        return self.place.ticket.submitted
+
+    @property
+    def weight(self) -> int:
+        """One extent."""
+        return 1
+
+    def settle(self) -> bool:
+        """Whether the bundle has its id."""
+        return self.place.resolved
+
+    def describe(self, entry: Entry) -> None:
+        """Set size, extent and check."""
+        entry.size = self.place.length
+        entry.extents = (self.place.extent(),)
+        entry.check = self.check
+
+
+class LargeContent:
+    """A file of many extents, added in order of their place in the file; holes among them."""
+
+    def __init__(self, sink: MetaSink, cuts: ListingCuts) -> None:
+        self._sink = sink
+        self._coming: deque[Place | Extent] = deque()
+        self._settled: tuple[Sequence[Extent], int] | None = None
+        self._layers = Layers(
+            self._join,
+            ends=lambda extent: extent.id is not None and cuts.extents_end(extent.id),
+            keep=lambda depth: INLINE_EXTENTS,
+            limits=EXTENTS_PER_OBJECT,
+        )
+        self.size = 0
+        """Bytes covered so far."""
+
+    @property
+    def submitted(self) -> bool:
+        """Chunks are handed on at once."""
+        return True
+
+    @property
+    def weight(self) -> int:
+        """Extents on their way, and those of an entry."""
+        return len(self._coming) + INLINE_EXTENTS
+
+    def add(self, extent: Place | Extent) -> None:
+        """The next stretch of the file."""
+        self.size += extent.length
+        self._coming.append(extent)
+        self.settle()
+
+    def settle(self) -> bool:
+        """Move extents with a known id into the list."""
+        coming = self._coming
+        while coming and (isinstance(coming[0], Extent) or coming[0].resolved):
+            self._layers.append(_known(coming.popleft()))
+        return not coming
+
+    def describe(self, entry: Entry) -> None:
+        """Set size and extents, near or far; no extent can be added any more."""
+        if self._settled is None:
+            while self._coming:
+                self._layers.append(_known(self._coming.popleft()))
+            self._settled = self._layers.finish()
+        extents, depth = self._settled
+        entry.size = self.size
+        if depth == 0:
+            entry.extents = extents
+        else:
+            entry.far = [_object_and_length(extent) for extent in extents]
+            entry.far_depth = depth
+
+    def _join(self, extents: Sequence[Extent], depth: int) -> Extent:
+        if depth == 0:
+            refs, plaintext = encode_extent_object(extents)
+        else:
+            refs, plaintext = encode_far_object([_object_and_length(extent) for extent in extents], depth)
+        object_id = self._sink.add_meta(Kind.EXTENTS, depth + 1, refs, plaintext)
+        return Extent(object_id, 0, sum(extent.length for extent in extents))
+
+
+def _known(extent: Place | Extent) -> Extent:
+    return extent if isinstance(extent, Extent) else extent.extent()
+
+
+def _object_and_length(extent: Extent) -> tuple[bytes, int]:
+    assert extent.id is not None
+    return extent.id, extent.length

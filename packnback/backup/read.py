@@ -1,0 +1,155 @@
+"""Reading files: what was lstat'ed is opened, checked to be the same file, and read as it was when opened.
+
+A file that changes while it is read is not an error, since on a living system there always is one. It is stored as
+what was read: never more than the size it had when it was opened, so that a log to which somebody writes is
+stored as it was at one moment, and less if it was cut. Such a file is told of, and never taken for unchanged by a
+later run. A file that was *replaced* between lstat and open is an error, as its other properties are not its own.
+
+Small files are read whole and bundled, large ones cut (`cut`), holes stay holes. A second name of a file that was
+stored in this run is not read again.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from packnback.backup.attributes import AttributeReader
+from packnback.backup.bundle import Bundler
+from packnback.backup.cut import FILE_MIN
+from packnback.backup.extents import Content, LargeContent, MetaSink, SmallContent
+from packnback.backup.listing_cuts import ListingCuts
+from packnback.backup.roots import Report
+from packnback.backup.runs import FileRuns
+from packnback.backup.stream import ChunkStream
+from packnback.events import Watch
+
+LINKS_LIMIT = 1 << 16
+"""Extents of files with several names that are remembered within a run."""
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_BLOCK = 512
+"""Bytes in a unit of st_blocks."""
+
+
+@dataclass(slots=True)
+class StoredFile:
+    """What became of one file."""
+
+    status: os.stat_result
+    """fstat of what was read."""
+    content: Content | None
+    """None for an empty file."""
+    xattrs: dict[bytes, bytes]
+    steady: bool
+    """Whether it held still from lstat until it was read, and nothing of it is missing."""
+
+
+class FileReader:
+    """Reads regular files into the bundler (small ones) or the chunk stream (large ones)."""
+
+    def __init__(
+        self,
+        bundler: Bundler,
+        stream: ChunkStream,
+        sink: MetaSink,
+        cuts: ListingCuts,
+        attributes: AttributeReader,
+        report: Report,
+        watch: Watch,
+    ) -> None:
+        self._bundler = bundler
+        self._stream = stream
+        self._sink = sink
+        self._cuts = cuts
+        self._attributes = attributes
+        self._report = report
+        self._watch = watch
+        self._user = os.geteuid()
+        self._links: dict[tuple[int, int], StoredFile] = {}
+        self._links_weight = 0
+
+    def store(self, directory: int, name: bytes, path: bytes, status: os.stat_result) -> StoredFile | None:
+        """Store the content of the regular file `name` in the open `directory`, of which lstat said `status`.
+
+        None if it cannot be read, which is reported under `path`, or if it has vanished, which is not.
+        """
+        if status.st_nlink > 1:
+            known = self._links.get((status.st_dev, status.st_ino))
+            if known is not None and _stamp(known.status) == _stamp(status):
+                return known
+        if status.st_size == 0:
+            # Whoever writes to it now may as well have written later: there is nothing to open it for.
+            xattrs, whole = self._attributes.read(path, path, status.st_dev)
+            return StoredFile(status, None, xattrs, whole)
+        try:
+            fd = self._open(directory, name, status)
+            try:
+                stored = self._store(fd, path, status)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._report(path, os.strerror(error.errno or 0))
+            return None
+        if stored is None:
+            self._report(path, "was replaced by another file during the backup")
+        elif status.st_nlink > 1 and stored.steady:
+            self._remember(stored)
+        return stored
+
+    def _store(self, fd: int, path: bytes, listed: os.stat_result) -> StoredFile | None:
+        before = os.fstat(fd)
+        same = (before.st_dev, before.st_ino) == (listed.st_dev, listed.st_ino)
+        if not same or not stat.S_ISREG(before.st_mode):
+            return None
+        self._watch.counters.files_opened += 1
+        xattrs, whole = self._attributes.read(fd, path, before.st_dev)
+        content = self._small(fd, before.st_size) if before.st_size < FILE_MIN else self._large(fd, before)
+        steady = whole and _stamp(listed) == _stamp(before) == _stamp(os.fstat(fd))
+        return StoredFile(before, content, xattrs, steady)
+
+    def _small(self, fd: int, size: int) -> Content | None:
+        data = os.read(fd, size)
+        while 0 < len(data) < size and (more := os.read(fd, size - len(data))):
+            data += more
+        return self.bundle(data) if data else None
+
+    def bundle(self, data: bytes) -> Content:
+        """Store a content of 1 byte to FILE_MIN - 1."""
+        self._watch.progress.advance(len(data))
+        return SmallContent(*self._bundler.add(data))
+
+    def _large(self, fd: int, status: os.stat_result) -> Content:
+        runs = FileRuns(fd, status.st_size, sparse=status.st_blocks * _BLOCK < status.st_size)
+        content = LargeContent(self._sink, self._cuts)
+        for place, _ in self._stream.store(runs.read):
+            for extent in runs.place(place):
+                content.add(extent)
+            self._watch.progress.advance(place.length)
+        for hole in runs.tail():
+            content.add(hole)
+        return content
+
+    def _open(self, directory: int, name: bytes, status: os.stat_result) -> int:
+        if self._user in (0, status.st_uid):
+            try:
+                return os.open(name, _OPEN | os.O_NOATIME, dir_fd=directory)
+            except PermissionError:
+                # Not everybody who is called root may leave no trace (containers, network file systems).
+                return os.open(name, _OPEN, dir_fd=directory)
+        return os.open(name, _OPEN, dir_fd=directory)
+
+    def _remember(self, stored: StoredFile) -> None:
+        weight = 1 if stored.content is None else stored.content.weight
+        if self._links_weight + weight > LINKS_LIMIT:
+            self._links.clear()
+            self._links_weight = 0
+        self._links[stored.status.st_dev, stored.status.st_ino] = stored
+        self._links_weight += weight
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

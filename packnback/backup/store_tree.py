@@ -1,0 +1,225 @@
+"""Storing a tree: the walk's parts become entries, their files become contents, both become a listing.
+
+This is the loop of a backup, in the caller's thread; the pipeline's threads do the rest. It knows nothing of
+snapshots: it ends with a root.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+
+from packnback.backup.attributes import AttributeReader
+from packnback.backup.backlog import Backlog
+from packnback.backup.bundle import Bundler
+from packnback.backup.cut import FILE_MIN
+from packnback.backup.extents import Content, LargeContent
+from packnback.backup.listing_cuts import ListingCuts
+from packnback.backup.pipeline import Pipeline
+from packnback.backup.read import FileReader
+from packnback.backup.reuse import Reuse, Visit
+from packnback.backup.roots import Report
+from packnback.backup.stream import ChunkStream
+from packnback.backup.stream_source import StreamSource
+from packnback.backup.tree import ListingBuilder, Root
+from packnback.backup.walk import Part
+from packnback.crypto.keys import PutKey
+from packnback.errors import StorageFailed
+from packnback.events import Watch
+from packnback.format.entry import BLOCK, CHAR, DIRECTORY, FIFO, FILE, SOCKET, SYMLINK, Entry
+
+_TYPE_MASK = 0o170000
+_TYPES = {
+    stat.S_IFREG: FILE,
+    stat.S_IFDIR: DIRECTORY,
+    stat.S_IFLNK: SYMLINK,
+    stat.S_IFIFO: FIFO,
+    stat.S_IFCHR: CHAR,
+    stat.S_IFBLK: BLOCK,
+    stat.S_IFSOCK: SOCKET,
+}
+_STREAM_MODE = 0o600
+
+
+class TreeStore:
+    """Stores one tree through a pipeline."""
+
+    def __init__(
+        self, pipeline: Pipeline, put_key: PutKey, cuts: ListingCuts, reuse: Reuse, report: Report, watch: Watch
+    ) -> None:
+        self.directories = 0
+        self.files_unchanged = 0
+        self.unsteady: list[bytes] = []
+        """Files that changed while they were read."""
+        self.users: set[int] = set()
+        self.groups: set[int] = set()
+        self.walk_ns = 0
+        """Time spent listing and lstat'ing."""
+        self._pipeline = pipeline
+        self._cuts = cuts
+        self._reuse = reuse
+        self._report = report
+        self._watch = watch
+        self._bundler = Bundler(pipeline, put_key)
+        self._stream = ChunkStream(pipeline, put_key.chunk_key)
+        self._attributes = AttributeReader(report)
+        self._files = FileReader(
+            self._bundler, self._stream, pipeline, cuts, self._attributes, report, watch
+        )
+        self._listing = ListingBuilder(pipeline, cuts)
+        self._backlog = Backlog(self._listing, self._bundler.flush)
+
+    def add_parts(self, parts: Iterable[Part]) -> Iterator[None]:
+        """Store what the walk finds, one part at a step."""
+        walk = iter(parts)
+        while True:
+            began = time.perf_counter_ns()
+            part = next(walk, None)
+            self.walk_ns += time.perf_counter_ns() - began
+            if part is None:
+                return
+            self._add_part(part)
+            yield
+
+    def add_stream(self, source: StreamSource, started_ns: int) -> None:
+        """Store a stream as a file at the root. Raises what `source.finish` raises."""
+        entry = Entry(source.name, FILE, _STREAM_MODE, os.getuid(), os.getgid(), started_ns)
+        self.users.add(entry.uid)
+        self.groups.add(entry.gid)
+        try:
+            content = self._read_stream(source)
+        except OSError as error:
+            raise StorageFailed("read", os.fsdecode(source.name), os.strerror(error.errno or 0)) from error
+        source.finish()
+        self._backlog.add_entries(b"", [entry], [(entry, content)] if content else [])
+
+    def checkpoint(self) -> Root:
+        """A root over what was added so far; the tree can go on."""
+        self._backlog.drain()
+        return self._listing.checkpoint()
+
+    def finish(self) -> Root:
+        """The root over everything. What it refers to is not durable before the pipeline is drained."""
+        self._backlog.drain()
+        self._stream.close()
+        return self._listing.finish()
+
+    def _add_part(self, part: Part) -> None:
+        children = part.children
+        self.users.update([status.st_uid for _, status in children])
+        self.groups.update([status.st_gid for _, status in children])
+        visit = self._reuse.visit(part)
+        if visit.blocks is not None:
+            self._add_unchanged(part, visit)
+            return
+        entries: list[Entry] = []
+        contents: list[tuple[Entry, Content]] = []
+        prefix = part.source.rstrip(b"/") + b"/"
+        steady = part.whole
+        for name, status in children:
+            if status.st_mode & _TYPE_MASK == stat.S_IFREG:
+                known = visit.file(name, status)
+                if known is not None:
+                    self._add_known(known, entries)
+                else:
+                    steady &= self._add_file(part.fd, name, prefix + name, status, entries, contents)
+            else:
+                steady &= self._add_other(part, name, prefix + name, status, entries)
+        self._backlog.add_entries(part.path, entries, contents, visit.stored if steady else None)
+
+    def _add_unchanged(self, part: Part, visit: Visit) -> None:
+        blocks = visit.blocks or ()
+        self.directories += sum(status.st_mode & _TYPE_MASK == stat.S_IFDIR for _, status in part.children)
+        self.files_unchanged += sum(block.totals.files for block in blocks)
+        self._watch.progress.advance(sum(block.totals.bytes for block in blocks))
+        self._backlog.add_blocks(part.path, blocks)
+
+    def _add_known(self, entry: Entry, entries: list[Entry]) -> None:
+        self.files_unchanged += 1
+        self._watch.progress.advance(entry.size)
+        entries.append(entry)
+
+    def _add_file(
+        self,
+        directory: int,
+        name: bytes,
+        path: bytes,
+        status: os.stat_result,
+        entries: list[Entry],
+        contents: list[tuple[Entry, Content]],
+    ) -> bool:
+        """Store a regular file; whether that will be the same next time, if it does not change."""
+        stored = self._files.store(directory, name, path, status)
+        if stored is None:
+            return False
+        entry = _entry(name, FILE, stored.status)
+        entry.xattrs = stored.xattrs
+        if status.st_nlink > 1:
+            entry.link_key = self._cuts.link_key(status.st_dev, status.st_ino)
+        if stored.content is not None:
+            contents.append((entry, stored.content))
+        entries.append(entry)
+        if not stored.steady:
+            self.unsteady.append(path)
+        return stored.steady
+
+    def _add_other(
+        self, part: Part, name: bytes, path: bytes, status: os.stat_result, entries: list[Entry]
+    ) -> bool:
+        """Record what is not a regular file; whether nothing of it is missing."""
+        entry = _entry(name, _TYPES[status.st_mode & _TYPE_MASK], status)
+        if entry.type == SYMLINK:
+            try:
+                entry.target = os.readlink(name, dir_fd=part.fd)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                self._report(path, os.strerror(error.errno or 0))
+                return False
+        elif entry.type in (CHAR, BLOCK):
+            entry.rdev = status.st_rdev
+        elif entry.type == DIRECTORY:
+            self.directories += 1
+            entry.implicit = name in part.implicit
+        if status.st_nlink > 1 and entry.type != DIRECTORY:
+            entry.link_key = self._cuts.link_key(status.st_dev, status.st_ino)
+        entry.xattrs, whole = self._attributes.read(path, path, status.st_dev)
+        entries.append(entry)
+        return whole
+
+    def _read_stream(self, source: StreamSource) -> Content | None:
+        """A short stream is bundled like a small file: nobody may confirm a guess at it."""
+        head = bytearray(FILE_MIN)
+        view = memoryview(head)
+        filled = 0
+        while filled < FILE_MIN and (count := source.read(view[filled:])):
+            filled += count
+        if filled < FILE_MIN:
+            return self._files.bundle(bytes(view[:filled])) if filled else None
+        content = LargeContent(self._pipeline, self._cuts)
+        for place, _ in self._stream.store(_Rejoined(view, source).read):
+            content.add(place)
+            self._watch.progress.advance(place.length)
+        return content
+
+
+class _Rejoined:
+    """A stream whose beginning was read already."""
+
+    def __init__(self, head: memoryview, source: StreamSource) -> None:
+        self._head = head
+        self._source = source
+
+    def read(self, view: memoryview) -> int:
+        if not self._head:
+            return self._source.read(view)
+        count = min(len(view), len(self._head))
+        view[:count] = self._head[:count]
+        self._head = self._head[count:]
+        return count
+
+
+def _entry(name: bytes, kind: int, status: os.stat_result) -> Entry:
+    return Entry(name, kind, status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns)
