@@ -12,6 +12,7 @@ import typer
 
 from packnback.cli import words
 from packnback.cli.context import Context, current
+from packnback.cli.history import unbroken
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
 from packnback.cli.quantities import rfc3339, shown_size
@@ -58,6 +59,7 @@ def list_(
     with context.reading("list") as repository:
         infos = [i for i in repository.snapshots() if everything or _state(i) == "live"]
         opened, damaged = _open_all(context, repository, key, infos) if key else ({}, False)
+        damaged |= key is not None and not unbroken(context, repository)
     rows = [_row(info, opened.get(info.name)) for info in infos]
     if context.output.json:
         context.output.document(rows)
@@ -188,7 +190,7 @@ def find(
     ctx: typer.Context,
     pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="A shell pattern; with a slash: of paths.")],
     snapshot: Annotated[
-        str | None, typer.Option("--snapshot", metavar="SNAPSHOT", help="Only in this one; otherwise in all live ones.")
+        str | None, typer.Option("--snapshot", metavar="SNAPSHOT", help="Only in this one, not in all live ones.")
     ] = None,
     long: Annotated[bool, typer.Option("-l", help="Modes, owners, sizes and times, too.")] = False,
 ) -> int:

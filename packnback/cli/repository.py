@@ -236,7 +236,10 @@ def _read_ids(path: str) -> list[bytes]:
 
 
 @app.command("stats", cls=Command)
-def stats(ctx: typer.Context) -> None:
+def stats(
+    ctx: typer.Context,
+    per_snapshot: Annotated[bool, typer.Option("--snapshots", help="What each snapshot alone holds, too.")] = False,
+) -> None:
     """Sizes; with a key also how much deduplication and compression save."""
     from packnback.store.check import stats as measure
 
@@ -251,6 +254,7 @@ def stats(ctx: typer.Context) -> None:
 
             with ObjectReader(repository, key) as reader:
                 logical = sum(open_snapshot(reader, info).metadata.bytes for info in repository.snapshots())
+        alone = _held_alone(repository) if per_snapshot else None
     document = {
         "packs": sizes.packs,
         "objects": sizes.objects,
@@ -262,7 +266,7 @@ def stats(ctx: typer.Context) -> None:
     }
     output = context.output
     if output.json:
-        output.document(document)
+        output.document(document if alone is None else {**document, "per_snapshot": alone})
         return
     output.line(f"{sizes.snapshots} snapshots, {sizes.packs} packs, {sizes.objects} objects")
     output.line(f"stored    {shown_size(sizes.bytes_total):>10}")
@@ -271,3 +275,18 @@ def stats(ctx: typer.Context) -> None:
     if logical is not None:
         ratio = f", {logical / sizes.bytes_live:.1f} times what is in use" if sizes.bytes_live else ""
         output.line(f"restored  {shown_size(logical):>10} (all snapshots together{ratio})")
+    if alone:
+        output.line()
+        cells = [[row["id"][:12], row["client"], shown_size(row["bytes_alone"])] for row in alone]
+        output.table(["SNAPSHOT", "CLIENT", "HELD ALONE"], cells, frozenset({2}))
+
+
+def _held_alone(repository: LocalRepository) -> list[dict[str, Any]]:
+    """For each snapshot, the bytes of the records that would go with it."""
+    from packnback.gc.whatif import exclusive_bytes
+
+    index = repository.ports.index
+    return [
+        {"id": info.id.hex(), "client": info.client, "bytes_alone": exclusive_bytes(index, info.name)}
+        for info in repository.snapshots()
+    ]

@@ -9,14 +9,18 @@ import typer
 
 from packnback.cli import words
 from packnback.cli.context import current
+from packnback.cli.history import unbroken
 from packnback.cli.look import SnapshotWord, open_word, reading
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
 from packnback.cli.quantities import shown_duration, shown_size
 from packnback.errors import UsageError
+from packnback.ids import short
 
 if TYPE_CHECKING:
+    from packnback.cli.context import Context
     from packnback.restore.report import RestoreResult
+    from packnback.restore.verify import VerifyResult
 
 app = family()
 
@@ -58,6 +62,7 @@ def restore(
     started = time.monotonic()
     with reading(context, contents=True, action="restore") as reader:
         opened = open_word(reader, snapshot)
+        whole = unbroken(context, reader.repository)
         result = carry_out(reader, opened, to, options, context.watch)
     seconds = time.monotonic() - started
     context.reporter.close()
@@ -71,7 +76,7 @@ def restore(
             f"{verb} {result.files} files and {result.directories} directories,"
             f" {shown_size(result.bytes_restored)}, in {shown_duration(seconds)}."
         )
-    if result.damaged:
+    if result.damaged or not whole:
         return words.DAMAGED
     return words.INCOMPLETE if result.incomplete else words.DONE
 
@@ -91,3 +96,59 @@ def _document(snapshot_id: bytes, result: RestoreResult, seconds: float) -> dict
             for problem in result.problems
         ],
     }
+
+
+@app.command("verify", cls=Command)
+def verify(
+    ctx: typer.Context,
+    snapshots: Annotated[list[str] | None, typer.Argument(metavar="[SNAPSHOT]...")] = None,
+    bad: Annotated[
+        str | None, typer.Option("--bad", metavar="FILE", help="Write bad ids to FILE, for `check --repair`.")
+    ] = None,
+) -> int:
+    """Decrypt everything and compare it with its id: all live snapshots, or those named."""
+    from packnback.restore.snapshot import resolve
+    from packnback.restore.verify import verify as carry_out
+
+    context = current(ctx)
+    with reading(context, contents=True, action="verify") as reader:
+        infos = reader.repository.snapshots()
+        if snapshots:
+            chosen = list({i.name: i for i in (resolve(word, infos) for word in snapshots)}.values())
+        else:
+            chosen = [info for info in infos if info.forgotten_ns is None]
+        whole = unbroken(context, reader.repository)
+        result = carry_out(reader, chosen, context.watch)
+    context.reporter.close()
+    if bad is not None:
+        with open(bad, "w", encoding="ascii") as file:
+            file.writelines(f"{object_id.hex()}\n" for object_id in sorted(result.bad))
+    _tell_verified(context, result)
+    return words.DAMAGED if result.damaged or not whole else words.DONE
+
+
+def _tell_verified(context: Context, result: VerifyResult) -> None:
+    output = context.output
+    if output.json:
+        output.document(
+            {
+                "snapshots": result.snapshots,
+                "objects": result.objects,
+                "bytes": result.bytes_verified,
+                "bad": [{"id": i.hex(), "reason": words.reason(e)} for i, e in sorted(result.bad.items())],
+                "snapshots_bad": [
+                    {"id": i.hex(), "reason": words.reason(e)} for i, e in sorted(result.snapshots_bad.items())
+                ],
+                "affected": [
+                    {"snapshot": a.snapshot.hex(), **path_fields(b"/" + a.path), "reason": a.reason}
+                    for a in result.affected
+                ],
+            }
+        )
+        return
+    for error in (*result.bad.values(), *result.snapshots_bad.values()):
+        output.line(words.reason(error))
+    for affected in result.affected:
+        output.line(f"{short(affected.snapshot)}  /{shown_path(affected.path)}: {affected.reason}")
+    counted = f"{result.snapshots} snapshots, {result.objects} objects, {shown_size(result.bytes_verified)} verified"
+    output.remark(f"{counted}: {'damage found' if result.damaged else 'all is well'}.")

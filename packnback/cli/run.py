@@ -32,6 +32,7 @@ _FAMILIES = {
     "backup": ("backup",),
     "look": ("list", "ls", "find", "cat", "diff"),
     "restore": ("restore", "verify"),
+    "prune": ("forget", "recover", "compact", "prune"),
 }
 
 

@@ -1,0 +1,70 @@
+"""What a reader with a key looks at besides the snapshot itself: whether history is what it was.
+
+Each client's headers form a chain, counted from 1: a gap means that snapshots were taken away. And this machine
+remembers the newest snapshots that it has seen: if they are not there any more, or others in their place, the
+repository was rolled back. Neither keeps anybody from reading what is there; both are told, and are damage.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from packnback.cli.context import Context
+from packnback.errors import StorageFailed
+
+if TYPE_CHECKING:
+    from packnback.backup.pins import Finding
+    from packnback.store.interface import Repository, SnapshotInfo
+
+
+def unbroken(context: Context, repository: Repository) -> bool:
+    """Compare with what was seen before, remember what is seen now, look at the chains; False after an alarm.
+
+    Alarms are noted. The memory is not moved on over one: it goes on until `accept-rollback`.
+    """
+    infos = repository.snapshots()
+    alarms = [*_gaps(repository), *_rollbacks(context, repository, infos)]
+    for alarm in alarms:
+        context.reporter.note(alarm)
+    return not alarms
+
+
+def _gaps(repository: Repository) -> list[str]:
+    """Gaps in the chains, headers kept of released snapshots included. Only beside the repository."""
+    from packnback.store.repository import LocalRepository
+
+    if not isinstance(repository, LocalRepository):
+        return []
+    from packnback.store.check import chain_findings
+
+    with repository.ports.index.read() as txn:
+        return [f"the chain of snapshots is broken at {f.what}: {f.why}" for f in chain_findings(txn)]
+
+
+def _rollbacks(context: Context, repository: Repository, infos: list[SnapshotInfo]) -> list[str]:
+    from packnback.backup.pins import ReaderPins, compare, newest, pin_repository
+    from packnback.backup.state_file import state_directory
+
+    config = repository.config
+    pins = ReaderPins(state_directory(), config.repository_id)
+    try:
+        pin_repository(state_directory(), repository.location, config.owner_id, config.repository_id)
+        findings = compare(pins.load(), infos)
+        if not findings:
+            pins.store(newest(infos))
+    except StorageFailed as error:
+        # A rescue system may have nowhere to remember things. That must not keep anybody from his files.
+        if context.settings.verbose:
+            context.reporter.note(f"what was seen cannot be remembered: {error.path}: {error.reason}")
+        return []
+    names = {info.client_id: info.client for info in infos}
+    return [_told(finding, names) for finding in findings]
+
+
+def _told(finding: Finding, names: dict[bytes, str]) -> str:
+    client = names.get(finding.client_id, finding.client_id.hex())
+    now = f"its newest is number {finding.found_sequence}" if finding.found_sequence else "there is none now"
+    return (
+        f"snapshots of {client} that were here are not here any more: number {finding.seen_sequence} was seen,"
+        f" {now} (if that is right: packnback accept-rollback --reason TEXT)"
+    )
