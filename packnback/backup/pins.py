@@ -51,19 +51,33 @@ def pin_repository(directory: bytes, location: str, owner_id: bytes, repository_
 
     `directory` is `state_file.state_directory()`.
     """
-    place = blake3(owner_id + location.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    file = StateFile(posixpath.join(directory, b"places", place.encode()), b"p")
+    file = _place(directory, location, owner_id)
     with file.locked():
         pinned = file.load()
         if pinned is None:
-            shown = location.encode("utf-8", "replace").decode()
-            file.store({"location": shown, "repository": repository_id})
+            file.store(_pin(location, repository_id))
             return
     expected = pinned.get("repository") if type(pinned) is dict else None
     if type(expected) is not bytes or len(expected) != REPOSITORY_ID_LEN:
         raise file.damaged("it names no repository")
     if expected != repository_id:
         raise WrongRepository(location, expected.hex(), repository_id.hex())
+
+
+def repin_repository(directory: bytes, location: str, owner_id: bytes, repository_id: bytes) -> None:
+    """Pin what stands at `location` now, whatever did before: somebody looked into it."""
+    file = _place(directory, location, owner_id)
+    with file.locked():
+        file.store(_pin(location, repository_id))
+
+
+def _place(directory: bytes, location: str, owner_id: bytes) -> StateFile:
+    place = blake3(owner_id + location.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return StateFile(posixpath.join(directory, b"places", place.encode()), b"p")
+
+
+def _pin(location: str, repository_id: bytes) -> dict[str, str | bytes]:
+    return {"location": location.encode("utf-8", "replace").decode(), "repository": repository_id}
 
 
 def newest(snapshots: Iterable[SnapshotInfo]) -> dict[bytes, tuple[int, bytes]]:

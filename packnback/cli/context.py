@@ -70,9 +70,9 @@ class Context:
         return locations.parse(named)
 
     @contextmanager
-    def repository(self, *verbs: str) -> Iterator[Repository]:
-        """The repository, wherever it is, closed afterwards."""
-        opened = locations.open_repository(self.location(), verbs, self.watch)
+    def repository(self, *verbs: str, wait_s: float | None = None) -> Iterator[Repository]:
+        """The repository, wherever it is, closed afterwards. `wait_s`: how long its sessions wait for a lock."""
+        opened = locations.open_repository(self.location(), verbs, self.watch, wait_s)
         try:
             yield opened
         finally:

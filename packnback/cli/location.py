@@ -62,10 +62,18 @@ def parse(text: str) -> Location:
     return Ssh(text, match["host"].strip("[]"), match["path"], match["user"], port)
 
 
-def open_repository(location: Location, verbs: tuple[str, ...], watch: Watch) -> Repository:
-    """The repository at a location; `verbs` are what will be asked of it (``put``, ``list``, ``get`` …)."""
+def open_repository(
+    location: Location, verbs: tuple[str, ...], watch: Watch, wait_s: float | None = None
+) -> Repository:
+    """The repository at a location; `verbs` are what will be asked of it (``put``, ``list``, ``get`` …).
+
+    `wait_s` is how long its sessions wait for a lock, in seconds.
+    """
     if isinstance(location, Directory):
-        return open_directory(location, watch)
+        opened = open_directory(location, watch)
+        if wait_s is not None:
+            opened.wait_s = wait_s
+        return opened
     try:
         from packnback.remote.client import open_ssh
     except ModuleNotFoundError:

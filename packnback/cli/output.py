@@ -53,6 +53,11 @@ class Output:
         if not self.quiet:
             self.line(text)
 
+    def problem(self, text: str) -> None:
+        """A line on stderr about something that is not as it should be; JSON documents say it themselves."""
+        if not self.json:
+            print(f"packnback: {escaped(text)}", file=sys.stderr)
+
     def table(self, header: list[str], rows: Iterable[list[str]], right: frozenset[int] = frozenset()) -> None:
         """Columns for people; those in `right` are flush right, the last one is never padded."""
         cells = [header, *rows]

@@ -70,7 +70,7 @@ def restore(
         context.output.document(_document(opened.info.id, result, seconds))
     else:
         for problem in result.problems:
-            context.output.line(f"/{shown_path(problem.path)}: {problem.reason}")
+            context.output.problem(f"/{shown_path(problem.path)}: {problem.reason}")
         verb = "Would restore" if dry_run else "Restored"
         context.output.remark(
             f"{verb} {result.files} files and {result.directories} directories,"

@@ -29,7 +29,7 @@ _ABOUT = "Deduplicating, encrypted backups whose clients can only write."
 _FAMILIES = {
     "keys": ("key",),
     "repository": ("init", "check", "stats"),
-    "backup": ("backup",),
+    "backup": ("backup", "accept-rollback"),
     "look": ("list", "ls", "find", "cat", "diff"),
     "restore": ("restore", "verify"),
     "prune": ("forget", "recover", "compact", "prune"),

@@ -71,6 +71,7 @@ class LocalRepository:
         self.location = location
         self.config = config
         self.ports = ports
+        self.wait_s = SESSION_WAIT_S
         self.truth = Truth(ports.blobs, config.repository_id, config.owner_bundle, ports.watch)
         self._fetcher = Fetcher(ports.blobs, ports.index, ports.watch)
 
@@ -93,19 +94,19 @@ class LocalRepository:
         return reconcile(self.truth, self.ports.index)
 
     @contextmanager
-    def reading(self, wait_s: float = SESSION_WAIT_S) -> Iterator[Held]:
+    def reading(self, wait_s: float | None = None) -> Iterator[Held]:
         """Hold the lock shared (not at all on an unwritable repository), with the index up to date."""
-        with self.ports.locks.shared(wait_s, reading=True) as held:
+        with self.ports.locks.shared(self.wait_s if wait_s is None else wait_s, reading=True) as held:
             self.reconcile()
             yield held
 
     # --- writing -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def session(self, certificate: bytes, wait_s: float = SESSION_WAIT_S) -> Iterator[LocalSession]:
+    def session(self, certificate: bytes, wait_s: float | None = None) -> Iterator[LocalSession]:
         """See `interface.Repository.session`. Raises Locked, WrongOwner, NotAllowed (an old epoch)."""
         client = self.identify(certificate)
-        with self.ports.locks.shared(wait_s):
+        with self.ports.locks.shared(self.wait_s if wait_s is None else wait_s):
             self.reconcile()
             self._check_client(client)
             ports = self.ports

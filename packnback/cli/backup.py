@@ -1,0 +1,229 @@
+"""``backup``, and ``accept-rollback`` for when it refuses: what a machine with a put key does."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from packnback.cli import words
+from packnback.cli.context import Context, configured, current
+from packnback.cli.options import Command, family
+from packnback.cli.output import path_fields, shown_path
+from packnback.cli.quantities import parse_compression, parse_tag, rfc3339, shown_duration, shown_size
+from packnback.errors import StorageFailed, UsageError
+from packnback.ids import short
+
+if TYPE_CHECKING:
+    from packnback.backup.save import SaveResult
+    from packnback.backup.stream_source import StreamSource
+    from packnback.backup.walk import WalkOptions
+    from packnback.crypto.keys import PutKey
+    from packnback.store.interface import Repository
+
+app = family()
+
+_STDIN = 0
+
+
+@app.command("backup", cls=Command)
+def backup(
+    ctx: typer.Context,
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH...")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Leave out what matches, as in .gitignore.")
+    ] = None,
+    exclude_from: Annotated[
+        list[str] | None, typer.Option("--exclude-from", metavar="FILE", help="Patterns from a file.")
+    ] = None,
+    exclude_caches: Annotated[
+        bool, typer.Option("--exclude-caches", help="Leave out directories that are tagged as caches.")
+    ] = False,
+    exclude_if_present: Annotated[
+        list[str] | None,
+        typer.Option("--exclude-if-present", metavar="NAME", help="Leave out directories that hold this file."),
+    ] = None,
+    one_file_system: Annotated[
+        bool, typer.Option("--one-file-system", "-x", help="Do not enter other file systems.")
+    ] = False,
+    tag: Annotated[list[str] | None, typer.Option("--tag", metavar="K=V", help="Attach a tag.")] = None,
+    compression: Annotated[str, typer.Option("--compression", metavar="none|zstd:N")] = "zstd:3",
+    stdin: Annotated[
+        str | None, typer.Option("--stdin", metavar="NAME", help="Back up what comes on stdin, as one file.")
+    ] = None,
+    exec_: Annotated[
+        str | None,
+        typer.Option("--exec", metavar="NAME", help="Back up what a command writes: --exec NAME -- COMMAND..."),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Read every file, changed or not.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only look; store nothing.")] = False,
+    wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait for a lock.")] = 600.0,
+) -> int:
+    """Back up directories and files: one snapshot."""
+    from packnback.backup.save import SaveOptions, save
+
+    context = current(ctx)
+    walk = _walk_options(exclude, exclude_from, exclude_caches, exclude_if_present, one_file_system)
+    with ExitStack() as stack:
+        stream = _stream(stack, paths or [], stdin, exec_, dry_run=dry_run)
+        options = SaveOptions(
+            paths=[] if stream else [os.fsencode(path) for path in paths or []],
+            stream=stream,
+            walk=walk,
+            tags=dict(parse_tag(text) for text in tag or ()),
+            compression=parse_compression(compression),
+            dry_run=dry_run,
+        )
+        key = context.put_key()
+        repository = stack.enter_context(context.repository("put", wait_s=wait))
+        result = save(repository, key, options, context.watch)
+    context.reporter.close()
+    if context.output.json:
+        context.output.document(_document(context, result))
+    _tell(context, result, key)
+    return words.INCOMPLETE if result.errors else words.DONE
+
+
+def _walk_options(
+    exclude: list[str] | None,
+    exclude_from: list[str] | None,
+    exclude_caches: bool,
+    exclude_if_present: list[str] | None,
+    one_file_system: bool,
+) -> WalkOptions:
+    from packnback.backup.exclude import Excludes, read_patterns
+    from packnback.backup.walk import WalkOptions
+
+    patterns = [os.fsencode(pattern) for pattern in exclude or ()]
+    for name in exclude_from or ():
+        try:
+            with open(name, "rb") as file:
+                patterns += read_patterns(file.read())
+        except OSError as error:
+            raise StorageFailed("read", name, os.strerror(error.errno or 0)) from error
+    return WalkOptions(
+        excludes=Excludes(patterns),
+        exclude_caches=exclude_caches,
+        exclude_if_present=[os.fsencode(name) for name in exclude_if_present or ()],
+        one_file_system=one_file_system,
+    )
+
+
+def _stream(
+    stack: ExitStack, arguments: list[str], stdin: str | None, exec_: str | None, *, dry_run: bool
+) -> StreamSource | None:
+    """The stream to back up, or None when `arguments` are paths. A command is started when all else is clear."""
+    from packnback.backup.stream_source import CommandSource, DescriptorSource
+
+    if stdin is not None and exec_ is not None:
+        raise UsageError("--stdin and --exec exclude each other")
+    if stdin is None and exec_ is None:
+        if not arguments:
+            raise UsageError("what is to be backed up? Name at least one PATH")
+        return None
+    if dry_run:
+        raise UsageError("--dry-run cannot look at a stream")
+    if stdin is not None:
+        if arguments:
+            raise UsageError("with --stdin there are no PATHs")
+        return DescriptorSource(os.fsencode(stdin), _STDIN)
+    if not arguments:
+        raise UsageError("which command? Write --exec NAME -- COMMAND...")
+    return stack.enter_context(CommandSource(os.fsencode(exec_ or ""), arguments))
+
+
+def _document(context: Context, result: SaveResult) -> dict[str, Any]:
+    published = result.published
+    document: dict[str, Any] = {
+        "snapshot": published.id.hex() if published else None,
+        "sequence": published.sequence if published else None,
+        "received": rfc3339(published.received_ns) if published else None,
+        "files": result.files,
+        "dirs": result.dirs,
+        "bytes": result.bytes,
+        "files_unchanged": result.files_unchanged,
+        "objects_new": result.objects_new,
+        "bytes_stored": result.bytes_stored,
+        "seconds": round(result.seconds, 3),
+        "errors": [{**path_fields(path), "reason": reason} for path, reason in result.errors],
+        "changed_while_read": [path_fields(path) for path in result.unsteady],
+    }
+    if context.settings.verbose:
+        document["timings"] = {stage: round(seconds, 3) for stage, seconds in result.timings.items()}
+        document["counters"] = context.watch.counters.as_dict()
+    return document
+
+
+def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
+    output, published = context.output, result.published
+    for path, reason in result.errors:
+        output.problem(f"{shown_path(path)}: {reason}")
+    if context.settings.verbose:
+        for path in result.unsteady:
+            output.problem(f"{shown_path(path)}: changed while it was read")
+    size = shown_size(result.bytes)
+    if published is None:
+        output.line(f"Would back up {result.files} files and {result.dirs} directories, {size}.")
+        return
+    if published.found.value == "reinstalled" and published.continued is not None:
+        received = rfc3339(published.continued.received_ns, fraction=False)
+        output.problem(
+            f"this machine remembered nothing of {key.name}; its snapshots go on after number"
+            f" {published.continued.sequence}, received {received}"
+        )
+    output.remark(f"Snapshot {short(published.id)}, number {published.sequence} of {key.name}:")
+    unchanged = f" ({result.files_unchanged} unchanged)" if result.files_unchanged else ""
+    output.remark(
+        f"{result.files} files{unchanged} and {result.dirs} directories, {size};"
+        f" {shown_size(result.bytes_stored)} stored, in {shown_duration(result.seconds)}."
+    )
+    if result.errors:
+        output.remark(f"{len(result.errors)} of them could not be read; everything else is safe.")
+    if context.settings.verbose:
+        output.remark(f"header {published.id.hex()}")
+        for stage, seconds in sorted(result.timings.items(), key=lambda item: -item[1]):
+            output.remark(f"  {stage:<16} {seconds:8.2f} s")
+
+
+@app.command("accept-rollback", cls=Command)
+def accept_rollback(
+    ctx: typer.Context,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="What you found out; it is kept.")],
+) -> None:
+    """Go on after an alarm that you have looked into: this machine believes the repository as it is now."""
+    from packnback.backup import pins
+    from packnback.backup.state_file import state_directory
+    from packnback.crypto.keys import PutKey
+
+    context = current(ctx)
+    if not reason.strip():
+        raise UsageError("the reason is empty")
+    directory = state_directory()
+    key = context.load(_any_key(context))
+    with context.repository("put") as repository:
+        config = repository.config
+        pins.repin_repository(directory, repository.location, config.owner_id, config.repository_id)
+        found = _accept_chain(repository, key, reason) if isinstance(key, PutKey) else None
+    with context.reading("list") as repository:
+        pins.ReaderPins(directory, repository.config.repository_id).replace(pins.newest(repository.snapshots()))
+    if context.output.json:
+        context.output.document({"repository": config.repository_id.hex(), "accepted": found})
+    context.output.remark(f"Accepted ({found or 'what is there'}). Backups go on from here.")
+
+
+def _any_key(context: Context) -> str:
+    put_key = configured("put.key")
+    return context.key_named() or (put_key if os.path.lexists(put_key) else configured("owner.key"))
+
+
+def _accept_chain(repository: Repository, key: PutKey, reason: str) -> str:
+    """Let the client's own chain go on from the repository's head; what the alarm was."""
+    from packnback.backup.state import Chain
+    from packnback.backup.state_file import state_directory
+
+    chain = Chain(state_directory(), repository.config.repository_id, key.client_id)
+    with repository.session(key.certificate.raw) as session:
+        return chain.accept(session.head(), reason, time.time_ns()).value
