@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,11 +101,16 @@ class LocksContract(ABC):
 
         compaction = threading.Thread(target=compact)
         compaction.start()
+        deadline = time.monotonic() + 10
         while True:  # until it waits, and the gate is closed
             try:
                 locks.shared(0).release()
             except Locked:
                 break
+            if time.monotonic() > deadline:
+                session.release()
+                compaction.join(LONG_S)
+                pytest.fail("sessions overtake a waiting compaction")
         late = threading.Thread(target=next_session)
         late.start()
         late.join(0.05)
