@@ -27,7 +27,7 @@ _CERTAIN_SIZE = 256 * KIB
 """A file's chance to end its bundle is its size over this."""
 _PREFIX_LEN = 16
 RECENT_CONTENTS = 1 << 15
-"""Contents that are remembered to find identical files in one run; about 10 MiB."""
+"""Contents that are remembered, at least half of them at any time, to find identical files; about 10 MiB."""
 
 
 class Sink(Protocol):
@@ -48,6 +48,7 @@ class Bundler:
         self._hasher = ContentHasher(put_key.id_key[ObjectClass.DATA])
         self._bundle_key = put_key.bundle_key
         self._recent: dict[bytes, Place] = {}
+        self._older: dict[bytes, Place] = {}
         self._parts: list[bytes] = []
         self._length = 0
         self._ticket = sink.new_ticket()
@@ -62,7 +63,7 @@ class Bundler:
         if not 0 < len(content) < FILE_MIN:
             raise ValueError("not a small file")
         content_hash = self._hasher.hash(content)
-        place = self._recent.get(content_hash)
+        place = self._recent.get(content_hash) or self._older.get(content_hash)
         if place is not None:
             self.files_shared += 1
             return place, content_hash[:CHECK_LEN]
@@ -93,6 +94,6 @@ class Bundler:
         self._ticket = self._sink.new_ticket()
 
     def _remember(self, content_hash: bytes, place: Place) -> None:
-        if len(self._recent) >= RECENT_CONTENTS:
-            del self._recent[next(iter(self._recent))]
+        if len(self._recent) >= RECENT_CONTENTS // 2:
+            self._older, self._recent = self._recent, {}
         self._recent[content_hash] = place

@@ -157,6 +157,11 @@ class Pipeline:
         """The most bytes of plaintext that were held at once."""
         return self._plaintext.peak
 
+    @property
+    def sealed_peak(self) -> int:
+        """The most bytes of sealed data records that were held at once."""
+        return self._shuffle.peak
+
     def new_ticket(self) -> Ticket:
         """A ticket for an object that is still being put together; pass it to `add_data` in the end."""
         return Ticket(self)
