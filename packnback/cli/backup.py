@@ -34,7 +34,7 @@ def backup(
     ctx: typer.Context,
     paths: Annotated[list[str] | None, typer.Argument(metavar="PATH...")] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Leave out what matches, as in .gitignore.")
+        list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Leave out what matches (as .gitignore).")
     ] = None,
     exclude_from: Annotated[
         list[str] | None, typer.Option("--exclude-from", metavar="FILE", help="Patterns from a file.")

@@ -116,11 +116,11 @@ class Context:
 
     def reader_if_any(self) -> Reader | None:
         """A key that opens listings, or None where there is none, or one that opens nothing."""
-        from packnback.crypto.keys import Reader
-
         path = self.key_path("owner.key")
         if not self.key_named() and not os.path.lexists(path):
             return None
+        from packnback.crypto.keys import Reader
+
         key = self.load(path)
         return key if isinstance(key, Reader) else None
 

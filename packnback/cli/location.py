@@ -6,7 +6,8 @@ import os
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
 from packnback.errors import Refused, UsageError
 
@@ -75,10 +76,10 @@ def open_repository(
             opened.wait_s = wait_s
         return opened
     try:
-        from packnback.remote.client import open_ssh
+        client = import_module("packnback.remote.client")
     except ModuleNotFoundError:
-        raise Refused("remote", "this version of packnback cannot speak ssh:// yet") from None
-    return open_ssh(location, verbs, watch)
+        raise Refused("remote", "this build has no remote support") from None
+    return cast("Repository", client.open_ssh(location, verbs, watch))
 
 
 def reading(repository: Repository) -> AbstractContextManager[object]:

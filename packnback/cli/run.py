@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -100,6 +99,8 @@ def _outcome(arguments: Sequence[str], context: Context) -> int:
 
 def _show_traceback() -> None:
     if os.environ.get(DEBUG_VARIABLE):
+        import traceback
+
         traceback.print_exc()
 
 

@@ -1,0 +1,55 @@
+# Needs Python ≥ 3.11 and make, nothing else. Everything is installed into .venv, and nothing is written outside
+# this directory and the temporary directory.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SRC ?=
+JOBS ?= auto
+
+export PIP_CACHE_DIR := $(CURDIR)/.venv/pip-cache
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help demo test test-nightly lint clean
+
+help:
+	@echo "make demo [SRC=dir]  back up, restore and compare a directory, in a temporary place"
+	@echo "make test            run the tests"
+	@echo "make test-nightly    run the long tests, too"
+	@echo "make lint            style, types, layers"
+	@echo "make clean           remove .venv and caches"
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@echo "Making .venv …"
+	@$(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "On Debian and Ubuntu this needs the package python3-venv." >&2; exit 1; }
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	@echo "Installing packnback into .venv …"
+	@$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml | .venv/bin/python
+	@echo "Installing packnback and what its tests need into .venv …"
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ .venv/.installed
+
+demo: .venv/.installed
+	@$(BIN)/python demo/demo.py $(SRC)
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+test-nightly: .venv/.installed-dev
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --nightly
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
