@@ -165,9 +165,7 @@ class _Restorer:
             elif self._writer is None or self._target is None:
                 self._result.others += 1
             else:
-                make_special(
-                    self._target, frame.path, entry, self._ownership, self._result, replace=replace
-                )
+                make_special(self._target, frame.path, entry, self._ownership, self._result, replace=replace)
         except (OSError, errors.Refused) as error:
             report_failure(self._result, join(frame.path, entry.name), error)
 
@@ -248,9 +246,7 @@ class _Restorer:
             self._links.clear()
         self._directories.close_left()
 
-    def _object(
-        self, writer: FileWriter, opened: Opened, pieces: list[tuple[FileTask, int, int, int]]
-    ) -> None:
+    def _object(self, writer: FileWriter, opened: Opened, pieces: list[tuple[FileTask, int, int, int]]) -> None:
         """Write every piece that comes from one object."""
         problem = opened.problem
         if problem is None and opened.kind != Kind.DATA:

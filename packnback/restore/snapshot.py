@@ -96,9 +96,7 @@ def open_snapshot(reader: ObjectReader, info: SnapshotInfo) -> Snapshot:
     return Snapshot(info, file.header, found)
 
 
-def _check_header(
-    reader: ObjectReader, info: SnapshotInfo, file: SnapshotFile, certificate: Certificate
-) -> None:
+def _check_header(reader: ObjectReader, info: SnapshotInfo, file: SnapshotFile, certificate: Certificate) -> None:
     header = file.header
     _demand(info, header.repository_id == reader.repository.config.repository_id, "made for another repository")
     _demand(info, file.id == info.id, "another snapshot stands in its place")
@@ -106,9 +104,7 @@ def _check_header(
     signed = (header.client_id, header.sequence, header.root, header.prev, header.partial, certificate.name)
     _demand(info, said == signed, "the repository's account of it differs from what is signed")
     certified = (certificate.client_id, certificate.domain_id, certificate.epoch)
-    _demand(
-        info, certified == (header.client_id, header.domain_id, header.epoch), "its certificate is for another"
-    )
+    _demand(info, certified == (header.client_id, header.domain_id, header.epoch), "its certificate is for another")
     _demand(info, header.root[:TAG_LEN] == header.domain_id[:TAG_LEN], "its root is of another domain")
 
 

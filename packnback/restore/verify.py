@@ -62,9 +62,7 @@ _File = tuple[bytes, bytes, Entry]
 """(snapshot id, path, entry) of a file that asks for a piece."""
 
 
-def verify(
-    reader: ObjectReader, infos: Iterable[SnapshotInfo], watch: Watch | None = None
-) -> VerifyResult:
+def verify(reader: ObjectReader, infos: Iterable[SnapshotInfo], watch: Watch | None = None) -> VerifyResult:
     """Read everything that these snapshots reach. Raises KeyCannot for a key that does not open contents."""
     reader.require(ObjectClass.DATA)
     work = _Verification(reader, watch or Watch())

@@ -1,0 +1,397 @@
+"""Restoring: contents, metadata, policies, and what damage does (and does not) take away."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+from pathlib import Path
+
+import pytest
+from snapshot_builder import OWNER, Client, directory, other, tree_of
+
+from packnback import errors
+from packnback.format.entry import FILE, Entry, Extent
+from packnback.ids import Kind
+from packnback.restore import locate
+from packnback.restore.objects import ObjectReader
+from packnback.restore.options import Overwrite, RestoreOptions
+from packnback.restore.report import RestoreResult, Trouble
+from packnback.restore.restore import restore
+from packnback.restore.snapshot import open_snapshot
+
+IS_ROOT = os.geteuid() == 0
+OWN = {"uid": os.geteuid(), "gid": os.getegid()}
+
+
+def bring_back(client: Client, tree: dict[bytes, list[Entry]], to: Path, **options: object) -> RestoreResult:
+    info = client.commit(client.listing(tree))
+    with ObjectReader(client.repository, OWNER) as reader:
+        return restore(reader, open_snapshot(reader, info), str(to), RestoreOptions(**options))  # type: ignore[arg-type]
+
+
+def told(result: RestoreResult) -> dict[bytes, Trouble]:
+    return {problem.path: problem.kind for problem in result.problems}
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def to(tmp_path: Path) -> Path:
+    return tmp_path / "to"
+
+
+def test_contents_modes_and_times(client: Client, to: Path) -> None:
+    rng = random.Random(1)
+    files = {
+        b"home/u/empty": b"",
+        b"home/u/small": b"hello",
+        b"home/u/pieces": rng.randbytes(300_000),
+        b"home/u/deep/er/x": b"x" * 5000,
+        b"home/u/n\xc3\xa4me \xff": b"not UTF-8",
+    }
+    rows = [
+        (
+            path.rpartition(b"/")[0],
+            client.file(path.rpartition(b"/")[2], c, pieces=5 if len(c) > 9999 else 1, mode=0o640, **OWN),
+        )
+        for path, c in files.items()
+    ]
+    result = bring_back(client, tree_of(rows), to)
+    assert (result.problems, result.files, result.bytes_restored) == ([], 5, sum(map(len, files.values())))
+    for path, content in files.items():
+        where = os.fsencode(to) + b"/" + path
+        assert Path(os.fsdecode(where)).read_bytes() == content
+        found = os.lstat(where)
+        assert stat.S_IMODE(found.st_mode) == 0o640
+        assert found.st_mtime_ns == 1_600_000_000_123_456_789
+    found = (to / "home/u/deep").lstat()
+    assert (stat.S_IMODE(found.st_mode), found.st_mtime_ns) == (0o755, 1_500_000_000_000_000_000)
+    assert not [name for _, _, names in os.walk(to) for name in names if name.startswith(".packnback")]
+
+
+def test_every_object_is_fetched_once(client: Client, to: Path) -> None:
+    bundle = client.data(b"".join(b"%03d" % i for i in range(200)))
+    entries = [
+        Entry(
+            b"f%03d" % i,
+            FILE,
+            0o600,
+            0,
+            0,
+            0,
+            3,
+            extents=(Extent(bundle, 3 * i, 3),),
+            check=client.check(b"%03d" % i),
+        )
+        for i in range(200)
+    ]
+    result = bring_back(client, {b"": entries}, to)
+    assert not [p for p in result.problems if p.kind != Trouble.ATTRIBUTE]
+    assert client.repository.fetched.count(bundle) == 1
+    assert (to / "f123").read_bytes() == b"123"
+
+
+def test_windows_smaller_than_one_file(client: Client, to: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locate, "PIECES_LIMIT", 3)
+    content = random.Random(2).randbytes(20_000)
+    tree = tree_of([(b"a", client.file(b"big", content, pieces=20, **OWN)), (b"b", client.file(b"f", b"1", **OWN))])
+    assert not bring_back(client, tree, to).problems
+    assert (to / "a/big").read_bytes() == content
+
+
+def test_holes_stay_holes(client: Client, to: Path) -> None:
+    extents = (Extent(None, 0, 1 << 20), Extent(client.data(b"middle"), 0, 6), Extent(None, 0, 1 << 20))
+    content = bytes(1 << 20) + b"middle" + bytes(1 << 20)
+    sparse = Entry(
+        b"sparse", FILE, 0o600, size=len(content), mtime_ns=5, extents=extents, check=client.check(content), **OWN
+    )
+    empty = Entry(b"void", FILE, 0o600, size=1 << 20, mtime_ns=5, extents=(Extent(None, 0, 1 << 20),), **OWN)
+    assert not bring_back(client, {b"": [sparse, empty]}, to).problems
+    assert (to / "sparse").read_bytes() == content
+    assert (to / "sparse").stat().st_blocks * 512 < 1 << 20
+    assert (to / "void").stat().st_size == 1 << 20
+
+
+def test_special_files(client: Client, to: Path) -> None:
+    entries = [
+        other(b"fifo", ord("p"), mode=0o620, **OWN),
+        other(b"link", ord("l"), target=b"/some/where \xff", **OWN),
+        other(b"socket", ord("s"), **OWN),
+    ]
+    result = bring_back(client, {b"": entries}, to)
+    assert told(result) == {b"socket": Trouble.NOTE}
+    assert not result.incomplete
+    assert os.readlink(os.fsencode(to / "link")) == b"/some/where \xff"
+    assert (to / "link").lstat().st_mtime_ns == 1_400_000_000_000_000_000
+    assert stat.S_ISFIFO((to / "fifo").lstat().st_mode)
+    assert stat.S_IMODE((to / "fifo").lstat().st_mode) == 0o620
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="needs root")
+def test_owners_set_id_bits_and_devices(client: Client, to: Path) -> None:
+    entries = [
+        other(b"null", ord("c"), rdev=os.makedev(1, 3), mode=0o666, uid=7, gid=8),
+        client.file(b"suid", b"#!", mode=0o4755, uid=1234, gid=2345),
+        other(b"symlink", ord("l"), target=b"suid", uid=77, gid=78),
+    ]
+    tree = {b"": [directory(b"d", uid=5, gid=6, mode=0o2750)], b"d": entries}
+    assert not bring_back(client, tree, to).problems
+    found = (to / "d/suid").lstat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 2345, 0o4755)
+    found = (to / "d").lstat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (5, 6, 0o2750)
+    found = (to / "d/null").lstat()
+    assert (found.st_uid, found.st_rdev, stat.S_IMODE(found.st_mode)) == (7, os.makedev(1, 3), 0o666)
+    assert (to / "d/symlink").lstat().st_uid == 77
+
+
+def test_without_owners_set_id_bits_are_not_given_to_the_wrong_one(client: Client, to: Path) -> None:
+    entry = client.file(b"suid", b"#!", mode=0o6755, uid=os.geteuid() + 1, gid=0)
+    assert not bring_back(client, {b"": [entry]}, to, owners=False).problems
+    found = (to / "suid").lstat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (os.geteuid(), 0o755)
+
+
+def test_extended_attributes(client: Client, to: Path) -> None:
+    to.mkdir()
+    try:
+        os.setxattr(to, b"user.probe", b"1")
+    except OSError:
+        pytest.skip("no extended attributes here")
+    entries = [
+        client.file(b"f", b"1", mode=0o400, xattrs={b"user.a": b"\0value"}, **OWN),
+        directory(b"d", xattrs={b"user.b": b"2"}, **OWN),
+    ]
+    assert not bring_back(client, {b"": sorted(entries, key=lambda e: e.name), b"d": []}, to).problems
+    assert os.getxattr(to / "f", b"user.a") == b"\0value"
+    assert os.getxattr(to / "d", b"user.b") == b"2"
+
+
+def test_hard_links(client: Client, to: Path) -> None:
+    first = client.file(b"1", b"shared", link_key=b"key", **OWN)
+    again = Entry(
+        b"2",
+        FILE,
+        0o644,
+        size=6,
+        mtime_ns=first.mtime_ns,
+        extents=first.extents,
+        check=first.check,
+        link_key=b"key",
+        **OWN,
+    )
+    liar = client.file(b"3", b"other!", link_key=b"key", **OWN)
+    tree = tree_of([(b"a", first), (b"a/b", again), (b"c", liar)])
+    assert not bring_back(client, tree, to).problems
+    assert (to / "a/1").stat().st_ino == (to / "a/b/2").stat().st_ino
+    assert (to / "c/3").read_bytes() == b"other!"
+    assert (to / "c/3").stat().st_nlink == 1
+    result = bring_back(client, tree, to, overwrite=Overwrite.ALWAYS)
+    assert not result.problems
+    assert (to / "a/1").stat().st_ino == (to / "a/b/2").stat().st_ino
+
+
+def test_selected_paths_keep_their_full_path_and_the_metadata_above(client: Client, to: Path) -> None:
+    tree = tree_of([
+        (b"home/u", client.file(b"a", b"1", **OWN)), (b"home/u/x", client.file(b"b", b"2", **OWN)),
+        (b"home/u/x/y", client.file(b"c", b"3", **OWN)), (b"home/v", client.file(b"d", b"4", **OWN)),
+    ])  # fmt: skip
+    paths = [b"/home/u/x/", b"home/u/x/y", b"/home/u/a"]
+    result = bring_back(client, tree, to, paths=paths)
+    assert not result.problems
+    assert sorted(str(p.relative_to(to)) for p in to.rglob("*") if p.is_file()) == [
+        "home/u/a", "home/u/x/b", "home/u/x/y/c"
+    ]  # fmt: skip
+    assert (to / "home/u").stat().st_mtime_ns == 1_500_000_000_000_000_000
+    with pytest.raises(errors.PathUnknown):
+        bring_back(client, tree, to, paths=[b"home/nobody"])
+
+
+def test_never_keeps_what_is_there(client: Client, to: Path) -> None:
+    (to / "d").mkdir(parents=True)
+    (to / "d/f").write_text("mine")
+    tree = tree_of([(b"d", client.file(b"f", b"theirs", **OWN)), (b"d", client.file(b"g", b"new", **OWN))])
+    result = bring_back(client, tree, to)
+    assert told(result) == {b"d/f": Trouble.EXISTS}
+    assert result.incomplete
+    assert not result.damaged
+    assert (to / "d/f").read_text() == "mine"
+    assert (to / "d/g").read_text() == "new"
+
+
+def test_changed_replaces_what_differs_and_reads_nothing_else(client: Client, to: Path) -> None:
+    tree = tree_of([(b"d", client.file(b"f%d" % i, b"content %d" % i, **OWN)) for i in range(5)])
+    assert not bring_back(client, tree, to).problems
+    (to / "d/f3").write_text("changed ")
+    (to / "d/f4").unlink()
+    (to / "d/f4").symlink_to("f0")
+    client.repository.fetched.clear()
+    result = bring_back(client, tree, to, overwrite=Overwrite.CHANGED)
+    assert (result.problems, result.unchanged, result.files) == ([], 3, 2)
+    assert [(to / f"d/f{i}").read_text() for i in range(5)] == [f"content {i}" for i in range(5)]
+    data = [wanted for wanted in client.repository.fetched if client.repository.records[wanted][5] == Kind.DATA]
+    assert len(data) == 2
+    assert not (to / "d/f4").is_symlink()
+
+
+def test_always_replaces_but_no_file_takes_the_place_of_a_directory(client: Client, to: Path) -> None:
+    (to / "d").mkdir(parents=True)
+    (to / "f").mkdir()
+    (to / "g").write_text("a file where a directory belongs")
+    tree = tree_of([(b"", client.file(b"f", b"file", **OWN)), (b"g", client.file(b"h", b"below", **OWN))])
+    result = bring_back(client, tree, to, overwrite=Overwrite.ALWAYS)
+    assert told(result) == {b"f": Trouble.REFUSED}
+    assert (to / "g/h").read_text() == "below"
+
+
+def test_delete_removes_what_the_snapshot_does_not_have(client: Client, to: Path) -> None:
+    (to / "d/junk/deeper").mkdir(parents=True)
+    (to / "d/junk/deeper/file").write_text("1")
+    (to / "d/link").symlink_to("/")
+    (to / "beside").write_text("not in a restored directory")
+    tree = tree_of([(b"d", client.file(b"f", b"1", **OWN)), (b"d/e", client.file(b"g", b"2", **OWN))])
+    dry = bring_back(client, tree, to, delete=True, dry_run=True)
+    assert (dry.deleted, told(dry)) == (2, {b"d/junk": Trouble.NOTE, b"d/link": Trouble.NOTE})
+    assert (to / "d/junk/deeper/file").exists()
+    result = bring_back(client, tree, to, delete=True)
+    assert (result.deleted, result.problems) == (2, [])
+    assert sorted(os.listdir(to / "d")) == ["e", "f"]
+    assert (to / "beside").exists()
+
+
+def test_delete_spares_directories_of_which_something_is_lost(client: Client, to: Path) -> None:
+    tree: dict[object, list[Entry]] = {b"": [directory(b"d", **OWN)]}
+    tree[b"d", 0] = [client.file(b"a", b"1", **OWN)]
+    tree[b"d", 1] = [client.file(b"b", b"2", **OWN)]
+    root = client.listing(tree, per_page=1)  # type: ignore[arg-type]
+    pages = [wanted for wanted, raw in client.repository.records.items() if raw[5] == Kind.PAGE]
+    (to / "d").mkdir(parents=True)
+    (to / "d/b").write_text("this is in the snapshot")
+    client.repository.flip(pages[2])
+    info = client.commit(root)
+    with ObjectReader(client.repository, OWNER) as reader:
+        result = restore(reader, open_snapshot(reader, info), str(to), RestoreOptions(delete=True))
+    assert result.damaged
+    assert (to / "d/b").exists()
+    assert (to / "d/a").exists()
+
+
+def test_delete_spares_directories_above_a_root(client: Client, to: Path) -> None:
+    (to / "home").mkdir(parents=True)
+    (to / "home/other").write_text("somebody else's")
+    tree = {b"": [directory(b"home", implicit=True, **OWN)], b"home": [directory(b"u", **OWN)], b"home/u": []}
+    result = bring_back(client, tree, to, delete=True)
+    assert not result.problems
+    assert (to / "home/other").exists()
+
+
+def test_a_dry_run_writes_nothing(client: Client, to: Path) -> None:
+    tree = tree_of([(b"d", client.file(b"f", b"123", **OWN)), (b"d", other(b"p", ord("p")))])
+    result = bring_back(client, tree, to, dry_run=True)
+    assert (result.files, result.bytes_restored, result.directories, result.others) == (1, 3, 1, 1)
+    assert not to.exists()
+    (to / "d").mkdir(parents=True)
+    (to / "d/f").write_text("there")
+    result = bring_back(client, tree, to, dry_run=True)
+    assert told(result) == {b"d/f": Trouble.EXISTS}
+    assert os.listdir(to / "d") == ["f"]
+
+
+def test_a_damaged_object_takes_exactly_the_files_that_need_it(client: Client, to: Path) -> None:
+    shared = client.data(b"AAAABBBB")
+    small = [
+        Entry(name, FILE, 0o600, mtime_ns=1, size=4, extents=(Extent(shared, at, 4),), **OWN)
+        for name, at in ((b"a", 0), (b"b", 4))
+    ]
+    large = Entry(
+        b"large",
+        FILE,
+        0o600,
+        mtime_ns=1,
+        size=12,
+        extents=(Extent(client.data(b"saved..."), 0, 8), Extent(shared, 0, 4)),
+        **OWN,
+    )
+    good = [client.file(b"good%d" % i, b"%d" % i, **OWN) for i in range(10)]
+    client.repository.flip(shared)
+    result = bring_back(client, {b"": sorted([*small, *good, large], key=lambda e: e.name)}, to)
+    assert told(result) == dict.fromkeys((b"a", b"b", b"large"), Trouble.DAMAGE)
+    assert result.damaged
+    assert result.files == 10
+    assert sorted(os.listdir(to)) == [*(f"good{i}" for i in range(10)), "large.damaged"]
+    assert (to / "large.damaged").read_bytes() == b"saved..." + bytes(4)
+
+
+def test_content_put_together_wrongly_is_loud(client: Client, to: Path) -> None:
+    one = client.file(b"one", b"right", **OWN)
+    one.extents = (Extent(client.data(b"wrong"), 0, 5),)
+    many = client.file(b"many", b"0123456789", pieces=2, **OWN)
+    many.extents = (many.extents[1], many.extents[0])
+    result = bring_back(client, {b"": [many, one]}, to)
+    assert told(result) == {b"many": Trouble.DAMAGE, b"one": Trouble.DAMAGE}
+    assert sorted(os.listdir(to)) == ["many.damaged", "one.damaged"]
+
+
+def test_a_damaged_page_loses_its_directories_and_nothing_else(client: Client, to: Path) -> None:
+    tree = tree_of([(b"d%02d" % i, client.file(b"f", b"%d" % i, **OWN)) for i in range(20)])
+    root = client.listing(tree)
+    pages = [wanted for wanted, raw in client.repository.records.items() if raw[5] == Kind.PAGE]
+    client.repository.flip(pages[4])
+    info = client.commit(root)
+    with ObjectReader(client.repository, OWNER) as reader:
+        result = restore(reader, open_snapshot(reader, info), str(to))
+    assert result.damaged
+    assert [p.kind for p in result.problems] == [Trouble.DAMAGE]
+    assert result.files == 18
+
+
+def test_an_unreadable_root_restores_nothing_and_says_so(client: Client, to: Path) -> None:
+    root = client.listing(tree_of([(b"d", client.file(b"f", b"1"))]))
+    info = client.commit(root)
+    del client.repository.records[root]
+    with ObjectReader(client.repository, OWNER) as reader:
+        result = restore(reader, open_snapshot(reader, info), str(to))
+    assert result.damaged
+    with ObjectReader(client.repository, OWNER) as reader:
+        result = restore(reader, open_snapshot(reader, info), str(to), RestoreOptions(paths=[b"d/f"]))
+    assert result.damaged
+
+
+def test_a_list_key_restores_nothing(client: Client, to: Path) -> None:
+    info = client.commit(client.listing({b"": []}))
+    with ObjectReader(client.repository, OWNER.list_key()) as reader:
+        snapshot = open_snapshot(reader, info)
+        with pytest.raises(errors.KeyCannot):
+            restore(reader, snapshot, str(to))
+    assert not to.exists()
+
+
+def test_directories_deeper_than_any_path_may_be_long(client: Client, to: Path) -> None:
+    path = b"/".join([b"n" * 100] * 90)  # 9 KiB of path
+    assert not bring_back(client, tree_of([(path, client.file(b"f", b"1", **OWN))]), to).problems
+    where = os.open(to, os.O_RDONLY)
+    for name in path.split(b"/"):
+        below = os.open(name, os.O_RDONLY, dir_fd=where)
+        os.close(where)
+        where = below
+    assert os.listdir(where) == ["f"]
+    os.close(where)
+
+
+def test_no_descriptor_is_left_open(client: Client, to: Path) -> None:
+    tree = tree_of([(b"d%d" % i, client.file(b"f", b"x%d" % i * 50, pieces=3, **OWN)) for i in range(200)])
+    before = len(os.listdir("/proc/self/fd"))
+    assert not bring_back(client, tree, to).problems
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_two_clients_of_a_group_share_objects(to: Path) -> None:
+    first = Client(name="alice", group="family")
+    entry = first.file(b"f", b"shared", **OWN)
+    second = Client(first.repository, "bob", group="family")
+    assert not bring_back(second, {b"": [entry]}, to).problems
+    assert (to / "f").read_bytes() == b"shared"
