@@ -92,6 +92,8 @@ def _packs_to_repair(repository: LocalRepository, bad: set[bytes], suspects: Ite
 def _repair_pack(repository: LocalRepository, name: bytes, bad: set[bytes], done: Repaired) -> set[bytes]:
     """Salvage and put aside one pack; the ids of the objects in it that are not good."""
     truth, path = repository.truth, layout.pack_path(name.hex())
+    if not truth.blobs.exists(path):
+        return set()  # since it was suspected, another repair has put it aside, or a compaction rewrote it
     scrubbed = scrub_pack(truth, name)
     try:
         _, footer = adoption.read_footer(truth.blobs, name, truth.watch.counters)
