@@ -125,7 +125,8 @@ def test_diff_tells_what_changed() -> None:
     same = client.file(b"same", b"same")
     before = client.listing(tree_of([
         (b"d", same), (b"d", client.file(b"edited", b"one")), (b"d", client.file(b"gone", b"x")),
-        (b"d", client.file(b"mode", b"m")), (b"d", client.file(b"turned", b"t")), (b"old/deep", client.file(b"f", b"1")),
+        (b"d", client.file(b"mode", b"m")), (b"d", client.file(b"turned", b"t")),
+        (b"old/deep", client.file(b"f", b"1")),
     ]))  # fmt: skip
     after = client.listing(tree_of([
         (b"d", same), (b"d", client.file(b"edited", b"two")), (b"d", client.file(b"new", b"n")),
