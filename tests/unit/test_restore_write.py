@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
@@ -395,3 +396,54 @@ def test_two_clients_of_a_group_share_objects(to: Path) -> None:
     second = Client(first.repository, "bob", group="family")
     assert not bring_back(second, {b"": [entry]}, to).problems
     assert (to / "f").read_bytes() == b"shared"
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("overwrite", [Overwrite.NEVER, Overwrite.ALWAYS])
+def test_a_full_disk_ends_it_and_leaves_no_half_file(
+    client: Client, to: Path, monkeypatch: pytest.MonkeyPatch, pieces: int, overwrite: Overwrite
+) -> None:
+    def pwrite(fd: int, content: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    to.mkdir()
+    if overwrite == Overwrite.ALWAYS:
+        (to / "f").write_text("there before")
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(errors.DiskFull):
+        bring_back(client, {b"": [client.file(b"f", b"123456", pieces=pieces, **OWN)]}, to, overwrite=overwrite)
+    assert os.listdir(to) == ([] if overwrite == Overwrite.NEVER else ["f"])
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_an_interrupted_restore_leaves_no_half_file(
+    client: Client, to: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    write = os.pwrite
+
+    def pwrite(fd: int, content: bytes, offset: int) -> int:
+        write(fd, content[:1], offset)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(KeyboardInterrupt):
+        bring_back(client, {b"": [client.file(b"f", b"123456", pieces=pieces, **OWN)]}, to)
+    assert os.listdir(to) == []
+
+
+def test_one_file_that_cannot_be_written_stops_no_other(
+    client: Client, to: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+
+    def pwrite(fd: int, content: bytes, offset: int) -> int:
+        if bytes(content) == b"bad":
+            raise OSError(errno.EIO, "Input/output error")
+        return write(fd, content, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    entries = [client.file(name, name, **OWN) for name in (b"bad", b"good")]
+    result = bring_back(client, {b"": entries}, to)
+    assert told(result) == {b"bad": Trouble.FAILED}
+    assert not result.damaged
+    assert os.listdir(to) == ["good"]
