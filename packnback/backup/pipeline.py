@@ -44,7 +44,7 @@ from packnback.events import Watch
 from packnback.ids import MIB, Kind, ObjectClass
 from packnback.store.interface import Session
 
-PLAINTEXT_LIMIT = 64 * MIB
+PLAINTEXT_LIMIT = 48 * MIB
 SEALED_LIMIT = 48 * MIB
 META_LIMIT = 24 * MIB
 COMPRESSION = 3
@@ -240,9 +240,9 @@ class Pipeline:
         if condition():
             return
         began = time.perf_counter_ns()
-        self._hurry = hurry
         try:
             while True:
+                self._hurry = hurry
                 self._send_early()
                 self._caller.wait()
                 self._check()
@@ -359,6 +359,8 @@ class Pipeline:
             job.lease = None
         elif job.kind == Kind.DATA:
             self._plaintext.refund(job.size)
+        if self._hurry is _Hurry.ROOM:
+            self._hurry = _Hurry.NONE  # until the caller has looked whether this is room enough
         self._caller.notify()
 
     def _look_up(self, jobs: list[Job]) -> None:

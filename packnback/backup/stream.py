@@ -12,13 +12,15 @@ from typing import Protocol
 from packnback.backup.buffers import Buffer
 from packnback.backup.cut import Cutter
 from packnback.backup.ticket import Place, Ticket
-from packnback.ids import MIB
+from packnback.ids import KIB, MIB
 
 Read = Callable[[memoryview], int]
 """Fills the beginning of a buffer with the next bytes and says how many; 0 at the end. Like ``readinto``."""
 
 STEP = 1 * MIB
 """Bytes between two looks at what was read: still in the processor's cache, and few calls."""
+_ROOM_MIN = 128 * KIB
+"""With less room than this a buffer is left."""
 
 
 class Sink(Protocol):
@@ -72,9 +74,9 @@ class ChunkStream:
             self._start = self._fill = 0
 
     def _room(self) -> Buffer:
-        """A buffer in which a step fits behind the bytes that are not cut yet."""
+        """A buffer with room behind the bytes that are not cut yet."""
         old = self._buffer
-        if old is not None and len(old.view) - self._fill >= STEP:
+        if old is not None and len(old.view) - self._fill >= _ROOM_MIN:
             return old
         new = self._sink.acquire_buffer()
         pending = self._fill - self._start
@@ -86,7 +88,7 @@ class ChunkStream:
 
     def _read_step(self, buffer: Buffer, read: Read) -> bool:
         """Read one step, whatever the size of single reads. True at the end of the file."""
-        end = self._fill + STEP
+        end = min(self._fill + STEP, len(buffer.view))
         while self._fill < end:
             count = read(buffer.view[self._fill : end])
             if count == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
 from itertools import pairwise
 from random import Random
 
@@ -115,6 +116,18 @@ def test_look_ups_are_sorted_and_large() -> None:
     lengths = {i: len(MemoryReader(session, OWNER).read(i)) for asked in session.asked for i in asked}
     for asked in session.asked[:-1]:
         assert len(asked) >= BATCH_IDS or sum(lengths[i] for i in asked) >= PACK_WORTH
+
+
+def test_large_files_fill_their_look_ups_within_the_bound_of_memory() -> None:
+    session, noise = MemorySession(), BytesIO(Random(14).randbytes(80 * MIB))
+    with new(session) as pipeline:
+        stream = ChunkStream(pipeline, PUT_KEY.chunk_key)
+        lengths = {place.ticket: place.length for place, _ in stream.store(noise.readinto)}
+        stream.close()
+        pipeline.drain()
+        assert pipeline.plaintext_peak <= PLAINTEXT_LIMIT
+    length_of = {ticket.wait(): length for ticket, length in lengths.items()}
+    assert [sum(length_of[i] for i in asked) >= PACK_WORTH for asked in session.asked] == [True, True, False]
 
 
 def rank_correlation(order: Sequence[int]) -> float:
@@ -288,7 +301,7 @@ class PowerCut(BaseException):
 def test_an_error_stops_everything_and_is_raised_again_and_again(where: str, error: BaseException) -> None:
     with new(Broken(where, error)) as pipeline:
         with pytest.raises(type(error)):
-            for plaintext in blobs(12, 60, 2 * MIB):
+            for plaintext in blobs(12, 40, 1 * MIB):
                 pipeline.add_data(plaintext)
             pipeline.drain()
         with pytest.raises(type(error)):
