@@ -163,6 +163,50 @@ class StaleSequence(Failed):
     head_sequence: int
 
 
+@dataclass(eq=False)
+class ClientTimeRefused(Failed):
+    """The client's clock and the repository's are too far apart for its snapshot to be believed."""
+
+    client_ns: int
+    server_ns: int
+
+
+@dataclass(eq=False)
+class QuotaExceeded(Failed):
+    """The client's quota leaves no room for what it sends. All in bytes."""
+
+    used: int
+    quota: int
+
+
+@dataclass(eq=False)
+class RemoteFailed(Failed):
+    """The far side of a connection cannot be used. `why` is a stable word, `detail` what was said about it.
+
+    ``ssh`` (ssh itself failed), ``not-installed``, ``connection-lost``, ``idle``, ``internal``.
+    """
+
+    host: str
+    why: str
+    detail: str | None = None
+
+
+@dataclass(eq=False)
+class RemoteVersion(Failed):
+    """The two ends of a connection speak different versions of the protocol."""
+
+    ours: int
+    theirs: int
+
+
+@dataclass(eq=False)
+class ProtocolViolation(Failed):
+    """The other end sent what the protocol does not allow. `what` names the frame, `why` the rule."""
+
+    what: str
+    why: str
+
+
 # --- exit 2: usage ---------------------------------------------------------------------------------------
 
 

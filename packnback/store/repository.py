@@ -103,14 +103,21 @@ class LocalRepository:
     # --- writing -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def session(self, certificate: bytes, wait_s: float | None = None) -> Iterator[LocalSession]:
-        """See `interface.Repository.session`. Raises Locked, WrongOwner, NotAllowed (an old epoch)."""
+    def session(
+        self, certificate: bytes, wait_s: float | None = None, *, remote: bool = False
+    ) -> Iterator[LocalSession]:
+        """See `interface.Repository.session`. Raises Locked, WrongOwner, NotAllowed (an old epoch).
+
+        With `remote` the client is another process, on another machine: nothing of it is taken on trust.
+        """
         client = self.identify(certificate)
         with self.ports.locks.shared(self.wait_s if wait_s is None else wait_s):
             self.reconcile()
             self._check_client(client)
             ports = self.ports
-            yield LocalSession(self.truth, ports.index, client, now_ns=ports.now_ns, random=ports.random)
+            yield LocalSession(
+                self.truth, ports.index, client, now_ns=ports.now_ns, random=ports.random, self_stamped=not remote
+            )
 
     def identify(self, certificate: bytes) -> ClientIdentity:
         """The facts of a certificate that this repository's owner signed."""

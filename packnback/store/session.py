@@ -10,8 +10,8 @@
   against an index that somebody has just thrown away.
 
 What a session is given is checked as if an attacker had sent it (record form, domain tag, kinds, levels, refs,
-envelope, certificate, chain); only the checksum of each record is taken on trust when the client is this very
-process (`trusted`).
+envelope, certificate, chain). Two things are taken on trust when the client is this very process
+(`self_stamped`): the checksum of each record, and the client's clock, which is then the repository's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from packnback.errors import (
     AlreadyExists,
+    ClientTimeRefused,
     ClockRefused,
     DamageBlocks,
     FormatDamage,
@@ -46,6 +47,8 @@ T = TypeVar("T")
 
 CLOCK_BACKWARDS_NS = 15 * 60 * 10**9
 """A clock may be this much behind the newest receipt."""
+CLIENT_CLOCK_NS = 15 * 60 * 10**9
+"""The clock of a client elsewhere may be this much ahead of the repository's, or behind it."""
 _ENVELOPES_KEPT = 64
 
 
@@ -75,14 +78,12 @@ class LocalSession:
         *,
         now_ns: Callable[[], int],
         random: Callable[[int], bytes],
-        trusted: bool = True,
         self_stamped: bool = True,
     ) -> None:
         self._truth = truth
         self._index = index
         self._client = client
         self._now_ns = now_ns
-        self._trusted = trusted
         self._self_stamped = self_stamped
         self._packers = {c: Packer(random) for c in ObjectClass}
         self._open: dict[ObjectClass, dict[bytes, Record]] = {c: {} for c in ObjectClass}
@@ -117,7 +118,7 @@ class LocalSession:
     def put(self, records: Iterable[bytes | bytearray]) -> None:
         """See `interface.Session.put`."""
         for data in records:
-            record = record_format.parse(data, checksum=not self._trusted)
+            record = record_format.parse(data, checksum=not self._self_stamped)
             if record.length != len(data):
                 raise FormatDamage("record", "trailing bytes")
             if record.kind == Kind.ENVELOPE:
@@ -168,9 +169,14 @@ class LocalSession:
         return False
 
     def _check_refs(self, txn: ReadTxn, record: Record) -> None:
-        """Every ref is complete or in an open pack, of a kind that may be referred to; the level follows."""
+        """Every ref is complete or in an open pack, of a kind that may be referred to; the level follows.
+
+        A ref to another domain is refused unseen: the answer would tell whether that object exists.
+        """
         levels = []
         for ref in record.ref_list:
+            if ref[:8] != record.id[:8]:
+                raise NotAllowed("put", "foreign domain")
             opened = self._open[ObjectClass.META].get(ref) or self._open[ObjectClass.DATA].get(ref)
             row = opened or (lookup(txn, ref) if is_complete(txn, ref) else None)
             if row is None:
@@ -203,6 +209,11 @@ class LocalSession:
         if self._index.write(adopt):
             rebuild_in_order(self._truth, self._index)  # another session stored one of these ids otherwise
         self._open[object_class].clear()
+
+    @property
+    def bytes_pending(self) -> int:
+        """Bytes in packs that are not published yet."""
+        return sum(packer.size for packer in self._packers.values() if packer)
 
     # --- the snapshot ---------------------------------------------------------------------------------------
 
@@ -245,6 +256,8 @@ class LocalSession:
         known = catalog.find(txn, header.client_id, header.sequence, snapshot_id)
         if known is not None:
             return Committed(name, snapshot_id, known.time_ns)
+        if not self._self_stamped:
+            self._check_client_time(header.time_ns)
         self._check_chain(txn, file)
         root = lookup(txn, header.root)
         if root is None or not is_complete(txn, header.root):
@@ -289,6 +302,11 @@ class LocalSession:
             raise Refused("chain", f"sequence {header.sequence} does not continue {expected[0] - 1}")
         if head and header.epoch < head.epoch:
             raise NotAllowed("commit", "epoch lower than before")
+
+    def _check_client_time(self, client_ns: int) -> None:
+        server_ns = self._now_ns()
+        if abs(client_ns - server_ns) > CLIENT_CLOCK_NS:
+            raise ClientTimeRefused(client_ns, server_ns)
 
     def _receipt(self, txn: ReadTxn) -> Receipt:
         newest = catalog.newest_receipt(txn)
