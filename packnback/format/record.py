@@ -178,17 +178,40 @@ def level_of(ref_levels: Sequence[int], kind: int) -> int:
     return 1 + max(ref_levels, default=0)
 
 
+SCAN_EFFORT = 4
+"""Bytes that `scan` hashes in vain for each byte that it gets on, at the most."""
+
+
 def scan(buffer: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int, Record]]:
     """Every intact record in `buffer` with its offset, whatever lies between them: for salvage.
 
     After an intact record the search goes on at its end, after anything else at the next magic.
+
+    Whoever could write a body can have filled it with headers that claim long bodies, each of which has to be
+    hashed to be found wanting. So bytes hashed in vain are a debt that is paid off by getting on: as long as there
+    is a debt, candidates are passed over, intact ones included. Work is linear in the length of the buffer. In
+    honest damage the debt never gets that far: no ciphertext is full of headers.
     """
     raw = bytes(buffer)
+    start, in_vain = offset, 0
     while (at := raw.find(MAGIC, offset)) >= 0:
+        if in_vain > SCAN_EFFORT * (at - start) + BODY_LIMIT:
+            offset = at + 1
+            continue
         try:
             record = parse(raw, at)
         except FormatDamage:
+            in_vain += _claimed_length(raw, at)
             offset = at + 1
             continue
         yield at, record
         offset = at + record.length
+
+
+def _claimed_length(raw: bytes, at: int) -> int:
+    """What `parse` hashed, at the most, to refuse the record that seems to start at `at`; bytes."""
+    if len(raw) - at < HEADER_LEN:
+        return 0
+    refs_count, body_length = _HEADER.unpack_from(raw, at)[4:6]
+    claimed = record_length(refs_count, body_length)
+    return claimed if claimed <= len(raw) - at else 0

@@ -11,7 +11,7 @@ from blake3 import blake3
 from packnback.errors import FormatDamage, UnsupportedVersion
 from packnback.format import cbor, config, entry, listing, metadata, pack, record, snapshot
 from packnback.format.entry import Entry, Extent
-from packnback.ids import BODY_LIMIT, Kind, ObjectClass, class_of
+from packnback.ids import BODY_LIMIT, MIB, Kind, ObjectClass, class_of
 
 # --- CBOR ----------------------------------------------------------------------------------------------------
 
@@ -161,6 +161,26 @@ def test_salvage_skips_a_damaged_record_and_finds_the_next() -> None:
     bad[-20] ^= 1
     found = list(record.scan(good + bytes(bad) + b"PNBR\1" + good))
     assert [(at, bytes(r.body)) for at, r in found] == [(0, b"good"), (len(good) + len(bad) + 5, b"good")]
+
+
+def test_salvage_is_not_slowed_down_by_planted_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body full of headers that claim long bodies costs in proportion to its length, not to its square."""
+    hashed = 0
+
+    def counting(data: memoryview) -> object:
+        nonlocal hashed
+        hashed += len(data)
+        return blake3(data)
+
+    def planted(size: int) -> bytes:
+        return record.encode_header(Kind.DATA, 0, 0, size // 2, bytes(32), bytes(16)) * (size // 64)
+
+    good = _record(Kind.DATA, 0, body=b"good")
+    monkeypatch.setattr(record, "blake3", counting)
+    for size in (MIB, 8 * MIB):
+        hashed, whole = 0, planted(size) + bytes(6 * MIB) + good
+        assert [at for at, _ in record.scan(whole)] == [len(whole) - len(good)]
+        assert hashed <= record.SCAN_EFFORT * len(whole) + 2 * BODY_LIMIT
 
 
 def test_levels_leave_no_room_for_a_cycle() -> None:
