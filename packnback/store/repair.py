@@ -12,7 +12,7 @@ it again: the repository heals by being used. A crash anywhere leaves both packs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -21,12 +21,14 @@ from packnback.errors import (
     AlreadyExists,
     BlobMissing,
     EnvelopeRejected,
+    FormatDamage,
     PackDamage,
     StorageFailed,
     UnsupportedVersion,
 )
 from packnback.format import record as record_format
 from packnback.format import rows
+from packnback.format.pack import EnvelopeRow, Footer, RecordRow
 from packnback.format.record import Record
 from packnback.ids import KIB, Kind, ObjectClass, class_of
 from packnback.store import adoption, layout
@@ -95,25 +97,27 @@ def _repair_pack(repository: LocalRepository, name: bytes, bad: set[bytes], done
     if not truth.blobs.exists(path):
         return set()  # since it was suspected, another repair has put it aside, or a compaction rewrote it
     scrubbed = scrub_pack(truth, name)
+    footer: Footer | None = None
     try:
         _, footer = adoption.read_footer(truth.blobs, name, truth.watch.counters)
-        named = {row.id: row.offset for row in footer.records}
     except (PackDamage, BlobMissing, StorageFailed):
-        named = {}
+        named: set[bytes] = set()
     except UnsupportedVersion:
         return set()  # not damage: a newer program will know what to do with it
-    suspicious = scrubbed.problem or scrubbed.bad or named.keys() & bad or _in_conflict(repository, name)
+    else:
+        named = {row.id for row in footer.records}
+    suspicious = scrubbed.problem or scrubbed.bad or named & bad or _in_conflict(repository, name)
     if named and not suspicious:
         return set()
-    data = _read_what_can_be_read(truth.blobs, path)
-    saved = _salvage(repository, data, bad, named)
+    data = read_what_can_be_read(truth.blobs, path)
+    saved = _salvage(repository, data, footer, bad)
     done.objects_saved += len(saved)
     with suppress(AlreadyExists):  # an earlier repair was cut off right after this
         truth.blobs.publish(f"{layout.QUARANTINE}/{name.hex()}.pack", [data])
     truth.blobs.delete(path)
     truth.blobs.barrier()
     done.packs.append(name.hex())
-    return named.keys() - saved
+    return named - saved
 
 
 def _in_conflict(repository: LocalRepository, name: bytes) -> bool:
@@ -122,7 +126,8 @@ def _in_conflict(repository: LocalRepository, name: bytes) -> bool:
         return value is not None and bool(pack_row(txn, rows.decode_number(name, value)).conflicts)
 
 
-def _read_what_can_be_read(blobs: BlobStore, path: str) -> bytes:
+def read_what_can_be_read(blobs: BlobStore, path: str) -> bytes:
+    """A blob with zeros for what the disk does not give back."""
     try:
         return blobs.read(path)
     except StorageFailed:
@@ -136,28 +141,28 @@ def _read_what_can_be_read(blobs: BlobStore, path: str) -> bytes:
         return b"".join(blocks)
 
 
-def _salvage(repository: LocalRepository, data: bytes, bad: set[bytes], named: dict[bytes, int]) -> set[bytes]:
+def _salvage(repository: LocalRepository, data: bytes, footer: Footer | None, bad: set[bytes]) -> set[bytes]:
     """Publish the good records of a damaged pack in new packs, one for each class; the ids that were saved.
 
-    `named` tells the offsets of the footer that the pack's name commits to: where there is one, only records
-    that it names are believed, not what somebody may have hidden inside the body of another record. A record
-    of which another pack has a different copy is left behind: the other one counts.
+    A record of which another pack has a different copy is left behind: the other one counts.
     """
     envelopes: dict[bytes, EnvelopeFacts] = {}
     objects: dict[bytes, tuple[bytes, Record]] = {}
-    for at, record in record_format.scan(data):
+    for at, record in _good_records(data, footer):
         whole = data[at : at + record.length]
         if record.kind == Kind.ENVELOPE:
             facts = _envelope_facts(whole, record)
             if facts is not None:
                 envelopes[record.envelope_id] = facts
-        elif record.kind != Kind.METADATA and record.id not in bad and named.get(record.id, at) == at:
-            objects[record.id] = whole, record
+        elif record.kind != Kind.METADATA and record.id not in bad:
+            objects.setdefault(record.id, (whole, record))
+    wanted = {record.envelope_id for _, record in objects.values()} - envelopes.keys()
+    envelopes |= _envelopes_elsewhere(repository, wanted)
     packers = {c: Packer(repository.ports.random) for c in ObjectClass}
     saved = set()
     for object_id, (whole, record) in objects.items():
         envelope = envelopes.get(record.envelope_id)
-        if (named and object_id not in named) or envelope is None or envelope.object_class != class_of(record.kind):
+        if envelope is None or envelope.object_class != class_of(record.kind):
             continue
         if object_id[:8] != envelope.domain_id[:8] or _contradicts(repository, record):
             continue
@@ -167,6 +172,44 @@ def _salvage(repository: LocalRepository, data: bytes, bad: set[bytes], named: d
         if packer:
             _publish(repository, packer)
     return saved
+
+
+def _good_records(data: bytes, footer: Footer | None) -> Iterator[tuple[int, Record]]:
+    """(offset, record) of what is intact in a pack.
+
+    Where there is a footer, which the pack's name commits to, only what it names is believed: not what somebody
+    may have hidden inside the body of another record.
+    """
+    if footer is None:
+        yield from record_format.scan(data)
+        return
+    named: list[EnvelopeRow | RecordRow] = [*footer.envelopes, *footer.records]
+    for row in named:
+        with suppress(FormatDamage):  # what is not saved is told as lost
+            record = record_format.parse(data, row.offset)
+            if (record.id, record.checksum, record.length) == (row.id, row.checksum, row.length):
+                yield row.offset, record
+
+
+def _envelopes_elsewhere(repository: LocalRepository, wanted: set[bytes]) -> dict[bytes, EnvelopeFacts]:
+    """Envelopes out of other packs: one serves for about 64 MiB, so it often stands in several."""
+    found: dict[bytes, EnvelopeFacts] = {}
+    with repository.ports.index.read() as txn:
+        names = [key for key, _ in txn.scan("pack_names")] if wanted else []
+    blobs, counters = repository.truth.blobs, repository.truth.watch.counters
+    for name in names:
+        with suppress(PackDamage, UnsupportedVersion, BlobMissing, FormatDamage, StorageFailed):
+            for row in adoption.read_footer(blobs, name, counters)[1].envelopes:
+                if row.envelope_id not in wanted - found.keys():
+                    continue
+                whole = blobs.read(layout.pack_path(name.hex()), row.offset, row.length)
+                facts = _envelope_facts(whole, record_format.parse(whole))
+                if facts is not None and facts.id == row.id:
+                    found[row.envelope_id] = facts
+        # A pack that is damaged as well has nothing to offer, and is told of on its own account.
+        if not wanted - found.keys():
+            break
+    return found
 
 
 def _envelope_facts(whole: bytes, record: Record) -> EnvelopeFacts | None:
