@@ -22,7 +22,6 @@ An exception in any thread stops all of them, and every later call of the caller
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -30,7 +29,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from packnback.backup.buffers import Buffer, PlaintextBudget
 from packnback.backup.disguise import LookupBatch, Shuffle
@@ -50,7 +49,7 @@ META_LIMIT = 24 * MIB
 COMPRESSION = 3
 WORKERS_MAX = 8
 
-_SWITCH_SECONDS = 0.0005
+T = TypeVar("T")
 _STAGES = ("hash", "look-up", "compress", "seal", "publish", "waiting")
 
 
@@ -112,7 +111,6 @@ class Pipeline:
         self._shuffle = Shuffle(SEALED_LIMIT)
         self._hashing = self._looking_up = self._sealing = 0
 
-        self._switch_seconds = sys.getswitchinterval()
         count = workers or min(len(os.sched_getaffinity(0)), WORKERS_MAX)
         self._threads = [
             threading.Thread(target=self._run, args=(self._next_task,), name="seal") for _ in range(count)
@@ -122,8 +120,6 @@ class Pipeline:
     # --- the caller's side ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        # Cutting and walking hold the GIL for long; with the default of 5 ms, workers would mostly wait for it.
-        sys.setswitchinterval(min(self._switch_seconds, _SWITCH_SECONDS))
         try:
             for thread in self._threads:
                 thread.start()
@@ -144,7 +140,6 @@ class Pipeline:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
-        sys.setswitchinterval(self._switch_seconds)
 
     @property
     def timings(self) -> dict[str, float]:
@@ -203,17 +198,8 @@ class Pipeline:
 
     def acquire_buffer(self) -> Buffer:
         """A buffer to read into; waits until the budget for plaintext has room for one."""
-        found: list[Buffer] = []
-
-        def acquired() -> bool:
-            buffer = self._plaintext.acquire()
-            if buffer is not None:
-                found.append(buffer)
-            return buffer is not None
-
         with self._lock:
-            self._wait_until(acquired, _Hurry.ROOM)
-        return found[0]
+            return self._wait_until(self._plaintext.acquire, _Hurry.ROOM)
 
     def release_buffer(self, buffer: Buffer) -> None:
         """Give a buffer back; jobs that lie in it keep it from being lent again."""
@@ -234,11 +220,11 @@ class Pipeline:
             self._flush_wanted = True
             self._wait_until(lambda: not self._flush_wanted, _Hurry.ALL)
 
-    def _wait_until(self, condition: Callable[[], bool], hurry: _Hurry) -> None:
-        """Wait, with the lock held, until `condition` holds; `hurry` says what may be sent early meanwhile."""
+    def _wait_until(self, condition: Callable[[], T | None], hurry: _Hurry) -> T:
+        """Wait, with the lock held, for something true from `condition`; `hurry` says what may be sent early."""
         self._check()
-        if condition():
-            return
+        if result := condition():
+            return result
         began = time.perf_counter_ns()
         try:
             while True:
@@ -246,8 +232,8 @@ class Pipeline:
                 self._send_early()
                 self._caller.wait()
                 self._check()
-                if condition():
-                    break
+                if result := condition():
+                    return result
         finally:
             self._hurry = _Hurry.NONE
             self._spent_ns["waiting"] += time.perf_counter_ns() - began

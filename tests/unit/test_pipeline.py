@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
@@ -33,10 +32,8 @@ REPOSITORY = bytes(16)
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    interval = sys.getswitchinterval()
     yield
     assert threading.enumerate() == [threading.main_thread()]
-    assert sys.getswitchinterval() == interval
 
 
 def new(session: Session, **options: int | None) -> Pipeline:
