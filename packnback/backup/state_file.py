@@ -40,14 +40,14 @@ class StateFile:
     """One file. `kind` tells the sorts of state file apart, one letter each."""
 
     def __init__(self, path: bytes, kind: bytes) -> None:
-        self.path = path
+        self.path = posixpath.abspath(path)
         self._front = _MAGIC + kind + bytes(2)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Wait until no other process holds this file, and hold it."""
         with self._telling("lock"):
-            os.makedirs(posixpath.dirname(self.path), mode=0o700, exist_ok=True)
+            _make_directory(posixpath.dirname(self.path))
             fd = os.open(self.path + b".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             with self._telling("lock"):
@@ -99,6 +99,19 @@ class StateFile:
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             raise StorageFailed(operation, os.fsdecode(self.path), reason) from error
+
+
+def _make_directory(path: bytes) -> None:
+    """Make a directory and what is missing above it, durably."""
+    if os.path.isdir(path):
+        return
+    above = posixpath.dirname(path)
+    _make_directory(above)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return  # another process was faster; if it is no directory, opening a file in it will tell
+    _sync_directory(above)
 
 
 def _sync_directory(path: bytes) -> None:

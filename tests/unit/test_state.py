@@ -1,0 +1,274 @@
+"""What a client remembers: verdicts, crashes between the steps, damage, and what readers have seen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packnback.backup.pins import (
+    ReaderPins,
+    ReaderVerdict,
+    compare,
+    newest,
+    pin_repository,
+)
+from packnback.backup.state import START, Chain, ClientState, Verdict, check, judge
+from packnback.backup.state_file import state_directory
+from packnback.errors import ChainAlarm, StateDamaged, StorageFailed, WrongRepository
+from packnback.format.snapshot import Receipt
+from packnback.store.interface import Head, SnapshotInfo
+
+REPOSITORY, CLIENT = bytes(16), bytes(range(16))
+A, B, C, D = (bytes([i]) * 32 for i in range(1, 5))
+
+
+def head(sequence: int, snapshot: bytes) -> Head:
+    return Head(sequence, snapshot, 1, 1)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> bytes:
+    return os.fsencode(tmp_path / "state")
+
+
+def opened(directory: bytes) -> Chain:
+    """A chain whose directory has been made, as it has once the lock was taken."""
+    chain = Chain(directory, REPOSITORY, CLIENT)
+    with chain.locked():
+        return chain
+
+
+@pytest.mark.parametrize(
+    ("found", "state", "verdict"),
+    [
+        (None, None, Verdict.GO_ON),
+        (head(7, A), None, Verdict.REINSTALLED),
+        (None, ClientState(), Verdict.GO_ON),
+        (None, ClientState(intents=((1, A),)), Verdict.GO_ON),
+        (head(1, A), ClientState(intents=((1, A),)), Verdict.ADOPT),
+        (head(1, B), ClientState(intents=((1, A),)), Verdict.IN_USE_ELSEWHERE),
+        (head(5, A), ClientState((5, A)), Verdict.GO_ON),
+        (head(6, B), ClientState((5, A), ((6, B),)), Verdict.ADOPT),
+        (head(6, B), ClientState((5, A), ((6, C), (6, B))), Verdict.ADOPT),
+        (head(6, D), ClientState((5, A), ((6, C), (6, B))), Verdict.IN_USE_ELSEWHERE),
+        (head(5, A), ClientState((5, A), ((6, B),)), Verdict.GO_ON),
+        (head(4, A), ClientState((5, A)), Verdict.ROLLBACK),
+        (None, ClientState((5, A)), Verdict.ROLLBACK),
+        (head(6, B), ClientState((5, A)), Verdict.IN_USE_ELSEWHERE),
+        (head(5, B), ClientState((5, A)), Verdict.FORK),
+        (head(5, B), ClientState((5, A), ((5, B), (5, A))), Verdict.ADOPT),
+    ],
+)
+def test_verdicts(found: Head | None, state: ClientState | None, verdict: Verdict) -> None:
+    assert judge(found, state) is verdict
+    if not verdict.alarming:
+        assert check(found, state, "laptop") is verdict
+        return
+    with pytest.raises(ChainAlarm) as caught:
+        check(found, state, "laptop")
+    assert caught.value.state == verdict.value
+    assert caught.value.client == "laptop"
+    assert caught.value.known_sequence == (state.head[0] if state else 0)
+    assert caught.value.found_sequence == (found.sequence if found else 0)
+
+
+LINKS = st.tuples(st.integers(1, 4), st.sampled_from([A, B, C]))
+
+
+@given(st.none() | LINKS, st.just(START) | LINKS, st.lists(LINKS, max_size=3))
+def test_an_own_intent_never_alarms_and_a_stranger_always_does(
+    found: tuple[int, bytes] | None, known: tuple[int, bytes], intents: list[tuple[int, bytes]]
+) -> None:
+    state = ClientState(known, tuple(intents))
+    verdict = judge(Head(*found, 1, 1) if found else None, state)
+    link = found or START
+    assert verdict.alarming == (link != known and link not in intents)
+
+
+def test_a_crash_at_any_step_is_no_alarm(directory: bytes) -> None:
+    """Publish, acknowledge, and look again after a crash behind each step."""
+    published: Head | None = None
+    crashes = ["intent", "publish", "acknowledge", "publish", "intent", "acknowledge"]
+    for sequence, crash_after in enumerate(crashes, 1):
+        chain = opened(directory)
+        check(published, chain.load(), "laptop")
+        number = (published.sequence if published else 0) + 1
+        link = (number, bytes([sequence]) * 32)
+        chain.intend(published, link)
+        if crash_after == "intent":
+            continue
+        published = Head(*link, 1, 1)
+        if crash_after == "publish":
+            continue
+        chain.acknowledge(link)
+    state = Chain(directory, REPOSITORY, CLIENT).load()
+    assert check(published, state, "laptop") is Verdict.GO_ON
+    assert published is not None
+    assert published.sequence == 4
+
+
+def test_intents_are_kept_until_a_higher_number_is_acknowledged(directory: bytes) -> None:
+    chain = opened(directory)
+    chain.intend(None, (1, A))
+    chain.intend(None, (1, B))
+    chain.acknowledge((1, B))
+    assert judge(head(1, A), chain.load()) is Verdict.ADOPT
+    chain.intend(head(1, B), (2, C))
+    chain.acknowledge((2, C))
+    assert judge(head(1, A), chain.load()) is Verdict.ROLLBACK
+    assert chain.load() == ClientState((2, C), ((2, C),))
+
+
+def test_that_the_past_was_forgotten_is_remembered_until_it_was_told(directory: bytes) -> None:
+    chain = opened(directory)
+    chain.intend(head(9, A), (10, B))
+    state = chain.load()
+    assert state == ClientState((9, A), ((10, B),), lost=True)
+    chain.intend(head(9, A), (10, C))
+    assert chain.load() == replace(state, intents=((10, B), (10, C)))
+    chain.acknowledge((10, C))
+    assert chain.load() == ClientState((10, C), ((10, B), (10, C)))
+
+
+def test_accepting_an_alarm_goes_on_and_keeps_the_reason(directory: bytes) -> None:
+    chain = opened(directory)
+    chain.intend(None, (1, A))
+    chain.acknowledge((1, A))
+    assert chain.accept(None, "restored the NAS", 123) is Verdict.ROLLBACK
+    state = chain.load()
+    assert state == ClientState(START, (), False, ((123, "rollback", "restored the NAS"),))
+    assert check(None, state, "laptop") is Verdict.GO_ON
+    chain.intend(None, (1, B))
+    assert chain.load() == replace(state, intents=((1, B),))
+
+
+def test_the_file_is_private_and_survives_a_leftover(directory: bytes) -> None:
+    chain = opened(directory)
+    chain.intend(None, (1, A))
+    path = directory + b"/" + REPOSITORY.hex().encode() + b"/" + CLIENT.hex().encode()
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    with open(path + b".new", "wb") as leftover:
+        leftover.write(b"half a st")
+    chain.acknowledge((1, A))
+    assert chain.load() == ClientState((1, A), ((1, A),))
+
+
+def test_every_damaged_byte_is_noticed(directory: bytes) -> None:
+    chain = opened(directory)
+    chain.intend(head(3, A), (4, B))
+    path = directory + b"/" + REPOSITORY.hex().encode() + b"/" + CLIENT.hex().encode()
+    with open(path, "rb") as file:
+        good = file.read()
+    for at in range(len(good)):
+        for bad in (good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :], good[:at]):
+            with open(path, "wb") as file:
+                file.write(bad)
+            with pytest.raises(StateDamaged) as caught:
+                chain.load()
+            assert caught.value.path == os.fsdecode(path)
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    chain = Chain(os.fsencode(tmp_path / "file"), REPOSITORY, CLIENT)
+    with pytest.raises(StorageFailed), chain.locked():
+        pass
+
+
+def test_two_processes_take_turns(directory: bytes, tmp_path: Path) -> None:
+    """A second process that wants the lock does not get it while this one holds it."""
+    program = (
+        "import sys, os; from packnback.backup.state import Chain\n"
+        "chain = Chain(os.fsencode(sys.argv[1]), bytes(16), bytes(range(16)))\n"
+        "print('waits', flush=True)\n"
+        "with chain.locked(): print('state', chain.load().head[0], flush=True)\n"
+    )
+    chain = Chain(directory, REPOSITORY, CLIENT)
+    with chain.locked():
+        other = subprocess.Popen(
+            [sys.executable, "-c", program, os.fsdecode(directory)], stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdout is not None
+        assert other.stdout.readline() == "waits\n"
+        chain.intend(None, (1, A))
+        chain.acknowledge((1, A))
+    rest, _ = other.communicate(timeout=60)
+    assert rest == "state 1\n"
+
+
+def test_the_directory_follows_the_specification(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
+    assert state_directory() == b"/somewhere/packnback"
+    monkeypatch.setenv("HOME", "/home/u")
+    for useless in ("", "relative"):
+        monkeypatch.setenv("XDG_STATE_HOME", useless)
+        assert state_directory() == b"/home/u/.local/state/packnback"
+
+
+# --- pins ------------------------------------------------------------------------------------------------------
+
+
+def test_another_repository_at_the_same_place_is_refused(directory: bytes) -> None:
+    pin_repository(directory, "/mnt/nas", A, b"1" * 16)
+    pin_repository(directory, "/mnt/nas", A, b"1" * 16)
+    pin_repository(directory, "/mnt/nas", B, b"2" * 16)
+    pin_repository(directory, "/mnt/other", A, b"3" * 16)
+    with pytest.raises(WrongRepository) as caught:
+        pin_repository(directory, "/mnt/nas", A, b"2" * 16)
+    assert caught.value.expected == (b"1" * 16).hex()
+    assert caught.value.found == (b"2" * 16).hex()
+
+
+def info(client: bytes, sequence: int, snapshot: bytes, prev: bytes) -> SnapshotInfo:
+    return SnapshotInfo(
+        name="", id=snapshot, client_id=client, client="", domain_id=bytes(16), epoch=1, sequence=sequence,
+        prev=prev, root=bytes(32), time_ns=1, receipt=Receipt(1, 1, 1), partial=False, forgotten_ns=None,
+        complete=True, size=1,
+    )  # fmt: skip
+
+
+X, Y = b"x" * 16, b"y" * 16
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "verdict", "found"),
+    [
+        ([info(X, 3, C, B)], None, 0),
+        ([info(X, 2, B, A), info(X, 3, C, B), info(X, 4, D, C)], None, 0),
+        ([info(X, 4, D, C)], None, 0),
+        ([info(X, 9, D, A)], None, 0),
+        ([info(X, 2, B, A)], ReaderVerdict.ROLLED_BACK, 2),
+        ([info(X, 3, D, B)], ReaderVerdict.ROLLED_BACK, 3),
+        ([info(X, 4, D, A)], ReaderVerdict.ROLLED_BACK, 4),
+        ([info(Y, 9, D, A)], ReaderVerdict.HIDDEN, 0),
+        ([], ReaderVerdict.HIDDEN, 0),
+    ],
+)
+def test_what_a_reader_concludes(
+    snapshots: list[SnapshotInfo], verdict: ReaderVerdict | None, found: int
+) -> None:
+    findings = compare({X: (3, C)}, snapshots)
+    if verdict is None:
+        assert findings == []
+    else:
+        (finding,) = findings
+        assert (finding.client_id, finding.verdict) == (X, verdict)
+        assert (finding.seen_sequence, finding.found_sequence) == (3, found)
+
+
+def test_readers_remember_the_newest(directory: bytes) -> None:
+    pins = ReaderPins(directory, REPOSITORY)
+    assert pins.load() == {}
+    pins.store(newest([info(X, 3, C, B), info(X, 2, B, A), info(Y, 1, A, bytes(32))]))
+    assert pins.load() == {X: (3, C), Y: (1, A)}
+    pins.store({X: (2, B), Y: (2, B)})
+    assert pins.load() == {X: (3, C), Y: (2, B)}
+    pins.replace({X: (2, B)})
+    assert pins.load() == {X: (2, B)}
