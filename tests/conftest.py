@@ -37,3 +37,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "nightly" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the crash sweeps looked at: a number that shrinks is a test that has gone blind."""
+    sweep = sys.modules.get("sweep")
+    tallies = sweep.TALLIES if sweep is not None else []
+    if tallies:
+        terminalreporter.section("crash sweeps")
+        for tally in tallies:
+            terminalreporter.line(str(tally))
+        total = sum(tally.crash_points for tally in tallies), sum(tally.states for tally in tallies)
+        terminalreporter.line(f"together: {total[0]} crash points, {total[1]} states")

@@ -25,6 +25,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import islice, product
 from typing import TypeAlias
 
@@ -180,13 +181,15 @@ class SimDisk:
         """Every file below `path` as it is now, by its full path. Works on a dead machine: we look from outside."""
         with self._mutex:
             found: dict[str, bytes] = {}
-            for name, node in sorted(self._directory(path).now.items()):
-                full = f"{path}/{name}" if path else name
-                if isinstance(node, _File):
-                    found[full] = bytes(node.data)
-                else:
-                    found |= self.files(full)
+            self._collect(self._directory(path), f"{path}/" if path else "", found)
             return found
+
+    def _collect(self, directory: _Directory, prefix: str, found: dict[str, bytes]) -> None:
+        for name, node in sorted(directory.now.items()):
+            if isinstance(node, _File):
+                found[prefix + name] = bytes(node.data)
+            elif node.now:
+                self._collect(node, f"{prefix}{name}/", found)
 
     def plant(self, path: str, data: bytes) -> None:
         """Puts `data` at `path`, safe, over whatever is there: bit rot, and whoever has root on this machine."""
@@ -208,7 +211,7 @@ class SimDisk:
 
     def _node(self, path: str) -> _Node:
         node: _Node = self._root
-        for part in check_path(path).split("/") if path else ():
+        for part in _parts(path):
             if not isinstance(node, _Directory):
                 raise _os_error(errno.ENOTDIR, path)
             if part not in node.now:
@@ -354,6 +357,12 @@ class _Directory:
 _Node: TypeAlias = _File | _Directory
 _Tree: TypeAlias = "dict[str, _File | _Tree]"
 """One outcome for the names of a directory and of everything below it."""
+
+
+@lru_cache(maxsize=4096)
+def _parts(path: str) -> tuple[str, ...]:
+    """The components of a legal path."""
+    return tuple(check_path(path).split("/")) if path else ()
 
 
 def _os_error(code: int, path: str) -> OSError:
