@@ -138,6 +138,14 @@ def _(e: errors.StorageFailed) -> Words:
     return Words(f"cannot {e.operation} {e.path}: {e.reason}")
 
 
+@_for(errors.Unreadable)
+def _(e: errors.Unreadable) -> Words:
+    return Words(
+        f"the disk does not give {e.path} back: {e.reason}",
+        "other files may be fine: look at the disk's health first, then run `packnback check --read-data`",
+    )
+
+
 @_for(errors.BlobMissing)
 def _(e: errors.BlobMissing) -> Words:
     return Words(f"the file {e.name} is not in the repository any more", "run the command again")
@@ -218,6 +226,14 @@ def _(e: errors.ChainAlarm) -> Words:
         message.format(client=e.client, found=e.found_sequence, known=e.known_sequence),
         "no snapshot was made. Find out why (a restored disk, a cloned machine, a stolen key?);"
         " to go on: packnback accept-rollback --reason TEXT",
+    )
+
+
+@_for(errors.StateDamaged)
+def _(e: errors.StateDamaged) -> Words:
+    return Words(
+        f"what this machine remembers of the repository cannot be read: {e.path}: {e.why}",
+        "the repository is not concerned. Compare `packnback list` with what you know, then move this file away",
     )
 
 
