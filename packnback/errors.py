@@ -73,6 +73,13 @@ class StorageFailed(Failed):
 
 
 @dataclass(eq=False)
+class Unreadable(StorageFailed):
+    """The disk does not give back bytes that it has (a bad sector, a failed checksum of the file system): what
+    was stored there is lost as long as this lasts, everything else can still be read.
+    """
+
+
+@dataclass(eq=False)
 class BlobMissing(Failed):
     """The storage positively has no blob of this name. What that means is for the caller to say."""
 

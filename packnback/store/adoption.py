@@ -2,7 +2,9 @@
 
 Everything here is checked without keys: hashes, structure, certificates and signatures. What cannot be parsed
 is not an error but a finding: it gets a row that says so, because damage must be known to block deletion and
-must not be mistaken for absence. Errors of the disk are something else and go through.
+must not be mistaken for absence. So is what the disk does not give back (`Unreadable`): one bad sector must not
+keep anybody from the rest. Should it come back to life, `check` notices, as it derives everything anew. Other
+errors of the disk go through.
 """
 
 from __future__ import annotations
@@ -12,7 +14,15 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from packnback.errors import BlobMissing, FormatDamage, PackDamage, PacknbackError, UnsupportedVersion, WrongOwner
+from packnback.errors import (
+    BlobMissing,
+    FormatDamage,
+    PackDamage,
+    PacknbackError,
+    Unreadable,
+    UnsupportedVersion,
+    WrongOwner,
+)
 from packnback.events import Counters
 from packnback.format import pack as pack_format
 from packnback.format import rows, snapshot
@@ -83,7 +93,7 @@ def find_pack(blobs: BlobStore, name: bytes, counters: Counters) -> FoundPack | 
         size, footer = read_footer(blobs, name, counters)
     except BlobMissing:
         return None
-    except (PackDamage, UnsupportedVersion) as problem:
+    except (PackDamage, UnsupportedVersion, Unreadable) as problem:
         return FoundPack(name, blobs.size(layout.pack_path(name.hex())), None, problem)
     return FoundPack(name, size, footer)
 
@@ -112,8 +122,18 @@ def check_snapshot(name: str, file: SnapshotFile, repository_id: bytes, owner_bu
     return certificate.name
 
 
-def find_snapshot(name: str, data: bytes, repository_id: bytes, owner_bundle: bytes) -> SnapshotRow:
+def read_or_problem(blobs: BlobStore, path: str) -> bytes | Unreadable:
+    """The blob, or why the disk does not give it back. Raises BlobMissing."""
+    try:
+        return blobs.read(path)
+    except Unreadable as problem:
+        return problem
+
+
+def find_snapshot(name: str, data: bytes | Unreadable, repository_id: bytes, owner_bundle: bytes) -> SnapshotRow:
     """The row of a snapshot file, good or damaged."""
+    if isinstance(data, Unreadable):
+        return SnapshotRow(rows.DAMAGED, reason=data.reason)
     try:
         file = snapshot.decode_file(data)
         client = check_snapshot(name, file, repository_id, owner_bundle)
@@ -148,9 +168,9 @@ def snapshot_row(file: SnapshotFile, client: str, size: int) -> SnapshotRow:
     )
 
 
-def find_batch(name: str, data: bytes) -> tuple[int, Sequence[KeptHeader] | None]:
+def find_batch(name: str, data: bytes | Unreadable) -> tuple[int, Sequence[KeptHeader] | None]:
     """(status, headers) of a header batch; its name is its hash."""
-    if blake3(data).hexdigest() != name:
+    if isinstance(data, Unreadable) or blake3(data).hexdigest() != name:
         return rows.DAMAGED, None
     try:
         return rows.GOOD, snapshot.decode_batch(data)

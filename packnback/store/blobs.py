@@ -35,11 +35,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from packnback.errors import AlreadyExists, BlobMissing, DiskFull, PacknbackError, Poisoned, StorageFailed
+from packnback.errors import AlreadyExists, BlobMissing, DiskFull, PacknbackError, Poisoned, StorageFailed, Unreadable
 from packnback.store.fs import Buffer, FileSystem, parent_of
 from packnback.store.layout import TMP
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EREMOTEIO})
+"""What reading says of a bad sector, or of a block whose checksum the file system found wrong."""
 
 
 class BlobStore(Protocol):
@@ -56,7 +58,8 @@ class BlobStore(Protocol):
         """
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Up to `length` bytes (None: all) from `offset` on; short at the end of the blob. `BlobMissing`."""
+        """Up to `length` bytes (None: all) from `offset` on; short at the end of the blob. `BlobMissing`,
+        and `Unreadable` for a range of which the disk does not give back every byte."""
 
     def size(self, name: str) -> int:
         """Bytes in the blob. `BlobMissing`."""
@@ -216,6 +219,8 @@ def storage_error(operation: str, path: str, error: OSError) -> PacknbackError:
     """The error of ours that says what the operating system said."""
     if error.errno in _DISK_FULL:
         return DiskFull(path)
+    if operation == "read" and error.errno in _UNREADABLE:
+        return Unreadable(operation, path, error.strerror or str(error))
     return StorageFailed(operation, path, error.strerror or str(error))
 
 

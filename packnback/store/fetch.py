@@ -2,7 +2,7 @@
 
 A reader names ids; this finds where they stand, joins neighbouring ranges into large reads, checks every
 record's checksum, and goes to the next location when one is damaged. It reports a problem per object and
-raises none, so that one rotten record does not hide the thousand good ones behind it.
+raises none, so that one rotten record or bad sector does not hide the thousand good ones behind it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from packnback.errors import (
     BlobMissing,
     FormatDamage,
+    ObjectDamage,
     ObjectMissing,
     PackDamage,
     PacknbackError,
+    Unreadable,
 )
 from packnback.events import Watch
 from packnback.format import pack as pack_format
@@ -60,6 +62,22 @@ def locations(txn: ReadTxn, object_id: bytes) -> list[Location]:
     return found
 
 
+_PACK_PROBLEMS = (PackDamage, FormatDamage, BlobMissing, Unreadable)
+"""What keeps an object from being read at one place."""
+
+
+def _damage(place: Location, problem: PacknbackError) -> ObjectDamage:
+    """What is wrong with a pack, said of one of its objects."""
+    match problem:
+        case PackDamage(why=why) | FormatDamage(why=why):
+            pass
+        case Unreadable(reason=reason):
+            why = f"cannot be read: {reason}"
+        case _:
+            why = "the pack is missing"
+    return ObjectDamage(place.id, why, place.pack.hex())
+
+
 class Fetcher:
     """Reads records. Keeps a few footers and envelopes; not thread-safe."""
 
@@ -94,8 +112,8 @@ class Fetcher:
             wanted = sorted(by_pack[pack], key=lambda place: place.offset)
             try:
                 footer = self._footer(pack)
-            except (PackDamage, BlobMissing) as problem:
-                yield from ((place, problem) for place in wanted)
+            except _PACK_PROBLEMS as problem:
+                yield from ((place, _damage(place, problem)) for place in wanted)
                 continue
             envelopes = {row.envelope_id: row for row in footer.envelopes}
             for span in _spans(wanted):
@@ -124,8 +142,15 @@ class Fetcher:
         start = span[0].offset
         try:
             data = memoryview(self._blobs.read(path, start, span[-1].offset + span[-1].length - start))
+        except Unreadable as problem:
+            if len(span) == 1:
+                yield span[0], _damage(span[0], problem)
+            else:  # one bad sector in up to 8 MiB: find out whose it is
+                for place in span:
+                    yield from self._read_span([place], envelopes)
+            return
         except BlobMissing as problem:
-            yield from ((place, problem) for place in span)
+            yield from ((place, _damage(place, problem)) for place in span)
             return
         for place in span:
             self._watch.counters.records_read += 1
@@ -135,8 +160,8 @@ class Fetcher:
                 if record.id != place.id or record.length != place.length:
                     raise FormatDamage("record", "another object's")
                 envelope = self._envelope(place.pack, envelopes, record.envelope_id)
-            except (FormatDamage, PackDamage) as damage:
-                yield place, PackDamage(place.pack.hex(), damage.why, place.offset)
+            except _PACK_PROBLEMS as problem:
+                yield place, _damage(place, problem)
             else:
                 yield place, Fetched(place.id, data[at : at + place.length], envelope)
 
@@ -147,9 +172,12 @@ class Fetcher:
         row = envelopes.get(envelope_id)
         if row is None:
             raise PackDamage(pack.hex(), "an envelope is missing")
-        record = record_format.parse(self._blobs.read(layout.pack_path(pack.hex()), row.offset, row.length))
+        try:
+            record = record_format.parse(self._blobs.read(layout.pack_path(pack.hex()), row.offset, row.length))
+        except FormatDamage as damage:
+            raise PackDamage(pack.hex(), f"its envelope: {damage.why}", row.offset) from damage
         if record.id != row.id:
-            raise FormatDamage("record", "another envelope")
+            raise PackDamage(pack.hex(), "another envelope stands in its envelope's place", row.offset)
         self._envelopes[envelope_id] = envelope = bytes(record.body)
         while len(self._envelopes) > _ENVELOPES_KEPT:
             self._envelopes.popitem(last=False)

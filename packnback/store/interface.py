@@ -125,7 +125,7 @@ class Repository(Protocol):
         """Each object once, in the order in which they are cheapest to read, not in that of `ids`.
 
         Records are checked against their checksum; every location is tried before a problem is reported
-        (ObjectMissing, ObjectDamage, PackDamage), one Fetched per id, never an exception for one of many.
+        (ObjectMissing, ObjectDamage), one Fetched per id, never an exception for one of many.
         """
 
     def close(self) -> None:

@@ -218,7 +218,7 @@ def _read_others(truth: Truth, new: Names) -> _Others:
     others = _Others()
     for name in sorted(new.others["snapshots"]):
         try:
-            data = truth.blobs.read(f"{layout.SNAPSHOTS}/{name}")
+            data = adoption.read_or_problem(truth.blobs, f"{layout.SNAPSHOTS}/{name}")
         except BlobMissing:
             continue
         others.snapshots[name] = adoption.find_snapshot(name, data, truth.repository_id, truth.owner_bundle)
@@ -226,7 +226,7 @@ def _read_others(truth: Truth, new: Names) -> _Others:
         others.markers[name] = adoption.marker_status(name)
     for name in sorted(new.others["batches"]):
         try:
-            data = truth.blobs.read(f"{layout.HEADERS}/{name}")
+            data = adoption.read_or_problem(truth.blobs, f"{layout.HEADERS}/{name}")
         except BlobMissing:
             continue
         status, headers = adoption.find_batch(name, data)
