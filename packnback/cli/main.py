@@ -13,6 +13,9 @@ def main() -> int:
     if arguments == ["--version"]:
         print(f"packnback {__version__}")
         return 0
-    from packnback.cli.run import run
+    try:
+        from packnback.cli.run import run
 
-    return run(arguments)
+        return run(arguments)
+    except KeyboardInterrupt:  # before the command began, or after it ended
+        return 130

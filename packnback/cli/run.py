@@ -54,7 +54,8 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command that `arguments` name; the exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores hang-ups, and so shall we
+            signal.signal(number, _stop)
     context = Context()
     context.output.json = _wants_json(arguments)
     try:

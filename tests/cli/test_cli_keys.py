@@ -25,8 +25,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Program:
 
 @pytest.mark.parametrize(
     ("file", "kind"),
-    [("owner.key", "owner"), ("put.key", "put"), ("list.key", "list"), ("restore.key", "restore"), ("owner.pub", "public")],
-)
+    [
+        ("owner.key", "owner"), ("put.key", "put"), ("list.key", "list"), ("restore.key", "restore"),
+        ("owner.pub", "public"),
+    ],
+)  # fmt: skip
 def test_show(keys: Program, file: str, kind: str) -> None:
     shown = keys("key", "show", file, "--json").json
     assert_shape(shown, KEY_SHAPE)
@@ -78,7 +81,7 @@ def test_bad_names_and_epochs_are_usage(keys: Program) -> None:
 
 def test_damaged_and_absent_files(keys: Program) -> None:
     text = (keys.home / "put.key").read_bytes()
-    cases = {"truncated.key": text[:-40], "empty.key": b"", "other.key2": b"#!/bin/sh\n", "flipped.key": _flip(text, 300)}
+    cases = {"cut.key": text[:-40], "empty.key": b"", "script.key": b"#!/bin/sh\n", "flipped.key": _flip(text, 300)}
     for name, content in cases.items():
         (keys.home / name).write_bytes(content)
         assert keys("key", "show", name, "--json", code=5).json["error"]["kind"] == "key-damaged"
@@ -115,7 +118,8 @@ def test_nobody_to_ask_and_bad_sources(keys: Program) -> None:
     keys("key", "new", "guarded.key", "--new-passphrase-file", _written(keys, "word", "secret"))
     assert keys("key", "show", "guarded.key", "--json", code=5).json["error"]["kind"] == "passphrase-needed"
     for command in ("false", "no-such-command", "'", "true"):
-        failed = keys("key", "show", "guarded.key", "--json", code=5, environment={"PACKNBACK_PASSPHRASE_COMMAND": command})
+        environment = {"PACKNBACK_PASSPHRASE_COMMAND": command}
+        failed = keys("key", "show", "guarded.key", "--json", code=5, environment=environment)
         assert failed.json["error"]["kind"] == "passphrase-source-failed"
     secret_in_command = {"PACKNBACK_PASSPHRASE_COMMAND": "sh -c 'exit 3' hunter2"}
     failed = keys("key", "show", "guarded.key", code=5, environment=secret_in_command)

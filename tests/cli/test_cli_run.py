@@ -1,0 +1,145 @@
+"""Being a good citizen: streams, signals, pipes, progress, and starting quickly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_program import TIMEOUT_S, Program
+
+import packnback
+
+
+def test_stdin(program: Program) -> None:
+    done = program("backup", "--stdin", "dump.sql", "--json", stdin=b"select 1;\n").json
+    assert (done["files"], done["bytes"]) == (1, 10)
+    assert program("cat", done["snapshot"], "dump.sql").out == b"select 1;\n"
+    assert [row["path"] for row in program("ls", done["snapshot"], "--json").json] == ["/dump.sql"]
+    assert next(r["paths"] for r in program("list", "--json").json if r["id"] == done["snapshot"]) == ["dump.sql"]
+
+
+def test_exec_commits_only_if_the_command_exits_with_0(program: Program) -> None:
+    done = program("backup", "--exec", "out", "--json", "--", "sh", "-c", "echo from a command --json").json
+    assert program("cat", done["snapshot"], "/out").out == b"from a command --json\n"
+    count = len(program("list", "--json").json)
+    for command, status in ((["sh", "-c", "echo half; exit 3"], 3), (["/no/such/command"], 127)):
+        error = program("backup", "--exec", "out", "--json", "--", *command, code=1).json["error"]
+        assert (error["kind"], error["status"]) == ("command-failed", status)
+    assert len(program("list", "--json").json) == count
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(program: Program, number: signal.Signals) -> None:
+    before = program("list", "--all", "--json").text
+    process = program.start(["backup", "--stdin", "endless"], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    # More than the pipe holds: when all of it is gone, the backup is at work.
+    process.stdin.write(os.urandom(4 << 20))
+    process.stdin.flush()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130
+    assert out == b""
+    assert b"interrupted" in err
+    assert b"Traceback" not in err
+    assert program("list", "--all", "--json").text == before
+    program("backup", "--stdin", "after", stdin=b"fine", code=0)
+    program("check")
+
+
+def test_whoever_reads_may_go_away(program: Program, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(3000):
+        (tree / f"{number:0100}").touch()
+    snapshot = program("backup", tree, "--json").json["snapshot"]
+    process = program.start(["ls", "-R", snapshot])
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(TIMEOUT_S) == 1
+
+
+def test_a_full_disk_behind_stdout_is_told(program: Program) -> None:
+    with open("/dev/full", "wb") as full:
+        process = program.start(["list", "--json"], stdout=full)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1
+    assert b"cannot write the result" in err
+    assert b"Traceback" not in err
+
+
+def test_progress_as_json_lines(program: Program, source: Path) -> None:
+    done = program("--progress", "json", "backup", source, "--json")
+    events = [json.loads(line) for line in done.err.splitlines()]
+    assert events[0]["event"] == "begin"
+    assert {event["event"] for event in events} <= {"begin", "advance", "end", "note"}
+    assert done.json["snapshot"]
+
+
+def test_nothing_but_results_on_stdout(program: Program, source: Path) -> None:
+    assert program("-q", "backup", source).out == b""
+    assert program("backup", source).err == ""
+    assert "compress" in program("-v", "backup", source).text
+
+
+def test_the_version_is_told_without_loading_anything() -> None:
+    script = "import sys; sys.argv = ['packnback', '--version']\n"
+    script += "from packnback.cli.main import main; main()\n"
+    script += "print(sorted(set(sys.modules) & {'typer', 'click', 'rich', 'json', 'packnback.errors'}))"
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines() == [f"packnback {packnback.__version__}", "[]"]
+
+
+def test_list_loads_only_what_it_needs(program: Program) -> None:
+    script = "import sys; sys.argv = ['packnback', 'list', '-q']\n"
+    script += "from packnback.cli.main import main; code = main()\n"
+    script += "heavy = {'rich', 'pydantic', 'nacl', 'cryptography', 'zstandard', 'asyncio', 'fastcdc'}\n"
+    script += "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    environment = {**program.environment, "XDG_CONFIG_HOME": "/nowhere"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stderr == "0 []\n"
+
+
+def test_the_console_script_is_the_same_program(program: Program) -> None:
+    script = Path(sys.executable).parent / "packnback"
+    if not script.exists():
+        pytest.skip("not installed beside this Python")
+    shown = subprocess.run([script, "list"], capture_output=True, text=True, env=program.environment, check=True)
+    assert shown.stdout == program("list").text
+
+
+def test_a_bar_on_a_terminal(program: Program, source: Path) -> None:
+    """rich draws on a terminal's stderr only, and stdout stays clean."""
+    ours, theirs = os.openpty()
+    process = program.start(["backup", source], stderr=theirs)
+    os.close(theirs)
+    out, _ = process.communicate(timeout=TIMEOUT_S)
+    shown = b""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"\x1b" in shown
+    assert b"\x1b" not in out
+
+
+def test_the_demonstration(tmp_path: Path) -> None:
+    demo = Path(__file__).parents[2] / "demo" / "demo.py"
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "file").write_text("content")
+    done = subprocess.run([sys.executable, demo, tmp_path / "src"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "are the same" in done.stdout
