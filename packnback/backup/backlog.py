@@ -39,9 +39,7 @@ class _Waiting:
 class Backlog:
     """Hands directories to a listing, in order. `close_bundle` settles what waits for an open bundle."""
 
-    def __init__(
-        self, listing: ListingBuilder, close_bundle: Callable[[], None], limit: int = WAITING_LIMIT
-    ) -> None:
+    def __init__(self, listing: ListingBuilder, close_bundle: Callable[[], None], limit: int = WAITING_LIMIT) -> None:
         self._listing = listing
         self._close_bundle = close_bundle
         self._limit = limit

@@ -55,9 +55,7 @@ class Published:
 class Publisher:
     """Signs and commits snapshots of one client in one repository."""
 
-    def __init__(
-        self, session: Session, chain: Chain, put_key: PutKey, repository_id: bytes, sealer: Sealer
-    ) -> None:
+    def __init__(self, session: Session, chain: Chain, put_key: PutKey, repository_id: bytes, sealer: Sealer) -> None:
         self._session = session
         self._chain = chain
         self._put_key = put_key

@@ -157,9 +157,7 @@ class _Run:
         """Store the tree and publish the snapshot."""
         began = time.perf_counter_ns()
         put_key, options, watch = self._put_key, self._options, self._watch
-        with Pipeline(
-            session, put_key, repository_id, compression=options.compression, watch=watch
-        ) as pipeline:
+        with Pipeline(session, put_key, repository_id, compression=options.compression, watch=watch) as pipeline:
             tree = TreeStore(pipeline, put_key, self._cuts, self._reuse, self._report, watch)
             publisher = Publisher(session, chain, put_key, repository_id, pipeline.sealer)
             watch.progress.begin("backup", None, "bytes")

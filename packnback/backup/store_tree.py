@@ -65,9 +65,7 @@ class TreeStore:
         self._bundler = Bundler(pipeline, put_key)
         self._stream = ChunkStream(pipeline, put_key.chunk_key)
         self._attributes = AttributeReader(report)
-        self._files = FileReader(
-            self._bundler, self._stream, pipeline, cuts, self._attributes, report, watch
-        )
+        self._files = FileReader(self._bundler, self._stream, pipeline, cuts, self._attributes, report, watch)
         self._listing = ListingBuilder(pipeline, cuts)
         self._backlog = Backlog(self._listing, self._bundler.flush)
 
@@ -165,9 +163,7 @@ class TreeStore:
             self.unsteady.append(path)
         return stored.steady
 
-    def _add_other(
-        self, part: Part, name: bytes, path: bytes, status: os.stat_result, entries: list[Entry]
-    ) -> bool:
+    def _add_other(self, part: Part, name: bytes, path: bytes, status: os.stat_result, entries: list[Entry]) -> bool:
         """Record what is not a regular file; whether nothing of it is missing."""
         entry = _entry(name, _TYPES[status.st_mode & _TYPE_MASK], status)
         if entry.type == SYMLINK:

@@ -54,9 +54,7 @@ class CommandSource:
         self.name = check_stream_name(name)
         self._shown = shlex.join(command)
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0
-            )
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
         except OSError as error:
             # As the shell tells it: 127 not found, 126 found but not to be run.
             raise CommandFailed(self._shown, 127 if isinstance(error, FileNotFoundError) else 126) from error

@@ -391,9 +391,7 @@ def test_a_file_that_changes_is_stored_as_it_was_read(
     assert bench.content(bench.tree(), "target") == expected
 
 
-def test_a_file_that_cannot_be_read_to_its_end_is_reported(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_read_to_its_end_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(bench.source)
     real = os.preadv
 

@@ -251,9 +251,7 @@ X, Y = b"x" * 16, b"y" * 16
         ([], ReaderVerdict.HIDDEN, 0),
     ],
 )
-def test_what_a_reader_concludes(
-    snapshots: list[SnapshotInfo], verdict: ReaderVerdict | None, found: int
-) -> None:
+def test_what_a_reader_concludes(snapshots: list[SnapshotInfo], verdict: ReaderVerdict | None, found: int) -> None:
     findings = compare({X: (3, C)}, snapshots)
     if verdict is None:
         assert findings == []

@@ -159,9 +159,7 @@ def test_the_same_tree_makes_the_same_objects() -> None:
 
 
 @pytest.mark.parametrize("change", ["modify", "add", "remove", "new directory"])
-def test_a_change_makes_one_page_and_the_tables_above_it(
-    change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_makes_one_page_and_the_tables_above_it(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tree, "CHILDREN_PER_TABLE", Limits(4, 16))
     monkeypatch.setattr(listing_cuts, "PAGE_TARGET", 8 * KIB)
     store, listing = Store(), directories(300)
