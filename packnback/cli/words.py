@@ -198,6 +198,10 @@ def _(e: errors.ClockRefused) -> Words:
 _REFUSALS = {
     "chain": Words("the snapshot does not continue this client's chain", "run it again"),
     "last snapshot": Words("this would leave a client without any snapshot", "if that is what you want, add --force"),
+    "remote file system": Words(
+        "the repository is on a network file system, where no lock keeps other machines from writing meanwhile",
+        "run this on the machine that has the disk, or through `packnback serve`",
+    ),
     "empty policy": Words("no rule says what to keep", "give at least one of the --keep options"),
     "remote": Words("ssh:// cannot be used", "name a directory"),
     "memory": Words("there is not enough memory to open this key", "close other programs, or use another machine"),
@@ -297,10 +301,10 @@ def _(e: errors.ConfigDamage) -> Words:
 def _(e: errors.DamageBlocks) -> Words:
     shown = "".join(f"\n  {line}" for line in e.detail[:10])
     more = f"\n  … and {len(e.detail) - 10} more" if len(e.detail) > 10 else ""
-    return Words(
-        f"nothing is deleted while damage stands ({e.what}):{shown}{more}",
-        "see `packnback check`; mend it with `packnback check --repair`",
-    )
+    hint = "see `packnback check`; mend it with `packnback check --repair`"
+    if e.what == "snapshots that were put aside":
+        hint = "what only they need would be lost for good: to give them up, delete these files, or add --force"
+    return Words(f"nothing is deleted while damage stands ({e.what}):{shown}{more}", hint)
 
 
 @_for(errors.IndexDamage)

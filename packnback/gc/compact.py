@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from packnback.errors import BlobMissing, DamageBlocks, FormatDamage, PackDamage
+from packnback.errors import BlobMissing, DamageBlocks, FormatDamage, PackDamage, Refused
 from packnback.format import record as record_format
 from packnback.format import rows
 from packnback.format.pack import EnvelopeRow, Footer, RecordRow
@@ -39,6 +39,7 @@ from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.interface import SnapshotInfo
 from packnback.store.lock import Held
 from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.quarantine import put_aside_snapshots
 from packnback.store.reconcile import reconcile
 from packnback.store.refcount import Ledger, lookup, pack_row
 from packnback.store.repository import LocalRepository
@@ -77,6 +78,10 @@ class Compacted:
 
 def compact(repository: LocalRepository, options: CompactOptions) -> Compacted:
     """Run a compaction. Raises Locked, ClockRefused, DamageBlocks; see the module's docstring."""
+    if not repository.ports.fenced:
+        # A lock on a network file system does not fence an unlink: another machine's backup may be relying on
+        # what is about to go.
+        raise Refused("remote file system", repository.location)
     with repository.ports.locks.exclusive(options.wait_s) as held, _ballast(repository):
         repository.reconcile()
         now_ns = check_clock(repository, options.force)
@@ -109,6 +114,9 @@ def _refuse_damage(
     incomplete = [i.name for i in infos if not i.complete and i.name not in going]
     if incomplete and not force:
         raise DamageBlocks("incomplete snapshots", incomplete)
+    aside = put_aside_snapshots(repository.ports.blobs)
+    if aside and not force:
+        raise DamageBlocks("snapshots that were put aside", aside)
 
 
 def _compact(
@@ -199,6 +207,7 @@ class _Run:
             _, footer = adoption.read_footer(self._truth.blobs, name, self._truth.watch.counters)
             with self._index.read() as txn:
                 live = [row for row in footer.records if self._is_live_here(txn, row, name)]
+                self._confirm_live(txn, name, sum(row.length for row in live))
             copies = self._read(name, live)
             envelopes = self._read_envelopes(name, footer, live)
         except (PackDamage, FormatDamage):
@@ -211,6 +220,17 @@ class _Run:
             packer.add(data, record, envelopes[row.envelope])
             if packer.full:
                 self._publish(footer.object_class)
+
+    def _confirm_live(self, txn: ReadTxn, name: bytes, found: int) -> None:
+        """What was found by single lookups has to add up to what was confirmed by reading whole tables.
+
+        A flipped bit in an inner node of the index hides rows from lookups and from nothing else.
+        """
+        value = txn.get("pack_names", name)
+        expected = pack_row(txn, rows.decode_number(name, value)).live_bytes if value is not None else 0
+        if found != expected:
+            detail = f"pack {name.hex()}: {found} of {expected} live bytes"
+            raise DamageBlocks("the index contradicts itself", [detail])
 
     def _is_live_here(self, txn: ReadTxn, row: RecordRow, name: bytes) -> bool:
         """Whether this is the primary copy of a live object."""

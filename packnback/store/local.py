@@ -75,7 +75,7 @@ def open_local(path: str, watch: Watch | None = None) -> LocalRepository:
     except BaseException:
         fs.close()
         raise
-    ports = Ports(blobs, index, FileLocks(path), time.time_ns, os.urandom, _scratch_index, watch)
+    ports = Ports(blobs, index, FileLocks(path), time.time_ns, os.urandom, _scratch_index, watch, not is_remote(path))
     return LocalRepository(path, config, ports)
 
 

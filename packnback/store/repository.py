@@ -50,6 +50,8 @@ class Ports:
     scratch_index: Callable[[], AbstractContextManager[Index]]
     """Makes an empty index that vanishes after use: to derive everything anew, and compare."""
     watch: Watch = field(default_factory=Watch)
+    fenced: bool = True
+    """Whether `locks` keep other machines out too. Where they do not, nothing may be deleted."""
 
 
 def read_config(blobs: BlobStore, location: str) -> Config:
