@@ -83,7 +83,8 @@ def _refuse_to_empty(infos: Iterable[SnapshotInfo], wanted: Sequence[SnapshotInf
 
 
 def _forget_one(repository: LocalRepository, info: SnapshotInfo, now_ns: int) -> str:
-    marker = snapshot.marker_name(info.client_id, info.sequence, now_ns)
+    # Never before the receipt, however the clock stands: such a marker would belong to an earlier snapshot.
+    marker = snapshot.marker_name(info.client_id, info.sequence, max(now_ns, info.receipt.time_ns))
     repository.ports.blobs.publish(f"{layout.FORGOTTEN}/{marker}", [])
 
     def adopt(txn: WriteTxn) -> None:

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from blake3 import blake3
 
-from packnback.errors import AlreadyExists, BlobMissing
+from packnback.errors import AlreadyExists, BlobMissing, FormatDamage, SnapshotDamage
 from packnback.format import rows, snapshot
 from packnback.format.snapshot import RECEIPT_LEN, KeptHeader
 from packnback.store import layout
@@ -65,7 +65,7 @@ def release(repository: LocalRepository, infos: Sequence[SnapshotInfo]) -> None:
     batch = ""
     headers: list[KeptHeader] = []
     if infos:
-        headers = [_kept(repository.read_snapshot(info.name)) for info in infos]
+        headers = [_kept(info, repository.read_snapshot(info.name)) for info in infos]
         data = snapshot.encode_batch(headers)
         batch = blake3(data).hexdigest()
         with suppress(AlreadyExists):  # the very same batch, by its name: an earlier run was cut off after it
@@ -93,8 +93,18 @@ def release(repository: LocalRepository, infos: Sequence[SnapshotInfo]) -> None:
     repository.ports.index.write(drop)
 
 
-def _kept(data: bytes) -> KeptHeader:
-    file = snapshot.decode_file(data)
+def _kept(info: SnapshotInfo, data: bytes) -> KeptHeader:
+    """The header of exactly this snapshot.
+
+    The file may have become another one since it was adopted; to keep what it says now would be to release that
+    other snapshot. Raises SnapshotDamage.
+    """
+    try:
+        file = snapshot.decode_file(data)
+    except FormatDamage as damage:
+        raise SnapshotDamage(info.id.hex(), f"{damage.what}: {damage.why}") from damage
+    if file.id != info.id:
+        raise SnapshotDamage(info.id.hex(), "another snapshot stands in its place")
     return KeptHeader(file.header_bytes, file.signature, file.certificate, data[-RECEIPT_LEN:])
 
 

@@ -22,6 +22,10 @@ def snapshots(txn: ReadTxn) -> list[SnapshotInfo]:
 
 
 def _info(txn: ReadTxn, name: str, row: SnapshotRow, forgotten: dict[str, int]) -> SnapshotInfo:
+    forgotten_ns = forgotten.get(name)
+    if forgotten_ns is not None and forgotten_ns < row.receipt.time_ns:
+        # It was meant for a snapshot of this number that was lost, after which the number was used again.
+        forgotten_ns = None
     return SnapshotInfo(
         name=name,
         id=row.id,
@@ -35,7 +39,7 @@ def _info(txn: ReadTxn, name: str, row: SnapshotRow, forgotten: dict[str, int]) 
         time_ns=row.time_ns,
         receipt=row.receipt,
         partial=bool(row.flags & PARTIAL),
-        forgotten_ns=forgotten.get(name),
+        forgotten_ns=forgotten_ns,
         complete=is_complete(txn, row.root),
         size=row.size,
     )
@@ -52,23 +56,27 @@ def forgotten_times(txn: ReadTxn) -> dict[str, int]:
     return times
 
 
-def damaged_files(txn: ReadTxn) -> list[tuple[str, str, str]]:
-    """(directory, name, why) of every file in the truth's directories that could not be parsed."""
+def damaged_files(txn: ReadTxn, only: int | None = None) -> list[tuple[str, str, str]]:
+    """(directory, name, why) of every file in the truth's directories that could not be parsed.
+
+    `only` leaves one status of two: `rows.DAMAGED`, or `rows.NEWER` for those of a newer version.
+    """
+    wanted = (rows.DAMAGED, rows.NEWER) if only is None else (only,)
     found = []
     for key, value in txn.scan("snapshots"):
         row = rows.decode_snapshot(key, value)
-        if row.status in (rows.DAMAGED, rows.NEWER):
+        if row.status in wanted:
             found.append(("snapshots", key.decode(), row.reason))
     for table, directory in (("markers", "forgotten"), ("batches", "headers")):
         for key, value in txn.scan(table):
             status = rows.unseal(table, key, value)[0]
-            if status != rows.GOOD:
+            if status in wanted:
                 found.append((directory, key.decode(), _STATUS_WORDS[status]))
     for key, value in txn.scan("packs"):
         pack = rows.decode_pack(key, value)
-        if pack.status != rows.GOOD:
+        if pack.status in wanted:
             found.append(("packs", pack.name.hex(), _STATUS_WORDS[pack.status]))
-        elif pack.conflicts:
+        elif pack.conflicts and pack.status == rows.GOOD:
             found.append(("packs", pack.name.hex(), f"{pack.conflicts} objects contradict another pack"))
     return found
 

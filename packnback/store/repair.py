@@ -1,10 +1,13 @@
-"""`check --repair`: put damaged packs aside, after saving what is still good in them. Nothing is ever deleted.
+"""`check --repair`: put damaged files aside, after saving what is still good in them. Nothing is ever deleted.
 
 The order, for each damaged pack:
 
 1. its good records go into a new pack, with their envelopes; published, and adopted by the index;
 2. a copy of the damaged file is published in ``quarantine/``;
 3. only then the file leaves ``packs/``; when that is durable, reconcile takes its rows out of the index.
+
+Snapshot files, markers and header batches that cannot be parsed are put aside as well: a snapshot's number can be
+taken again then, and deletion is blocked by what is known to be lost, not by what nobody can read.
 
 From then on `has` answers for the lost objects with no, and the next backup that meets the same data uploads
 it again: the repository heals by being used. A crash anywhere leaves both packs, or the damaged one alone.
@@ -18,7 +21,6 @@ from dataclasses import dataclass, field
 
 from packnback.crypto.envelope import parse_envelope
 from packnback.errors import (
-    AlreadyExists,
     BlobMissing,
     EnvelopeRejected,
     FormatDamage,
@@ -30,17 +32,14 @@ from packnback.format import record as record_format
 from packnback.format import rows
 from packnback.format.pack import EnvelopeRow, Footer, RecordRow
 from packnback.format.record import Record
-from packnback.ids import KIB, Kind, ObjectClass, class_of
-from packnback.store import adoption, layout
-from packnback.store.blobs import BlobStore
+from packnback.ids import Kind, ObjectClass, class_of
+from packnback.store import adoption, catalog, layout
 from packnback.store.index import WriteTxn
 from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.quarantine import put_aside
 from packnback.store.refcount import Ledger, lookup, pack_row
 from packnback.store.repository import LocalRepository
-from packnback.store.scrub import scrub_pack
-
-_BLOCK = 64 * KIB
-"""What of a file cannot be read is replaced by zeros, in blocks of this size."""
+from packnback.store.scrub import read_what_can_be_read, scrub_pack
 
 
 @dataclass(slots=True)
@@ -52,6 +51,8 @@ class Repaired:
     objects_saved: int = 0
     objects_lost: list[bytes] = field(default_factory=list)
     """Objects that stand nowhere any more."""
+    files: list[str] = field(default_factory=list)
+    """Where the snapshot files, markers and header batches stand that were put aside."""
 
 
 def repair(repository: LocalRepository, bad_ids: Iterable[bytes] = (), suspects: Iterable[bytes] = ()) -> Repaired:
@@ -61,6 +62,7 @@ def repair(repository: LocalRepository, bad_ids: Iterable[bytes] = (), suspects:
     The caller holds the lock exclusively, and has rebuilt the index.
     """
     done, bad = Repaired(), set(bad_ids)
+    done.files = _put_aside_files(repository)
     before = _object_ids(repository, bad)
     for name in _packs_to_repair(repository, bad, suspects):
         before |= _repair_pack(repository, name, bad, done)
@@ -68,6 +70,14 @@ def repair(repository: LocalRepository, bad_ids: Iterable[bytes] = (), suspects:
     with repository.ports.index.read() as txn:
         done.objects_lost = sorted(i for i in before if lookup(txn, i) is None)
     return done
+
+
+def _put_aside_files(repository: LocalRepository) -> list[str]:
+    blobs = repository.truth.blobs
+    with repository.ports.index.read() as txn:
+        damaged = catalog.damaged_files(txn, only=rows.DAMAGED)
+    paths = [f"{directory}/{name}" for directory, name, _ in damaged if directory != layout.PACKS]
+    return [put_aside(blobs, path, read_what_can_be_read(blobs, path)) for path in paths if blobs.exists(path)]
 
 
 def _object_ids(repository: LocalRepository, ids: set[bytes]) -> set[bytes]:
@@ -106,16 +116,13 @@ def _repair_pack(repository: LocalRepository, name: bytes, bad: set[bytes], done
         return set()  # not damage: a newer program will know what to do with it
     else:
         named = {row.id for row in footer.records}
-    suspicious = scrubbed.problem or scrubbed.bad or named & bad or _in_conflict(repository, name)
+    suspicious = not scrubbed.good or named & bad or _in_conflict(repository, name)
     if named and not suspicious:
         return set()
     data = read_what_can_be_read(truth.blobs, path)
     saved = _salvage(repository, data, footer, bad)
     done.objects_saved += len(saved)
-    with suppress(AlreadyExists):  # an earlier repair was cut off right after this
-        truth.blobs.publish(f"{layout.QUARANTINE}/{name.hex()}.pack", [data])
-    truth.blobs.delete(path)
-    truth.blobs.barrier()
+    put_aside(truth.blobs, path, data)
     done.packs.append(name.hex())
     return named - saved
 
@@ -124,21 +131,6 @@ def _in_conflict(repository: LocalRepository, name: bytes) -> bool:
     with repository.ports.index.read() as txn:
         value = txn.get("pack_names", name)
         return value is not None and bool(pack_row(txn, rows.decode_number(name, value)).conflicts)
-
-
-def read_what_can_be_read(blobs: BlobStore, path: str) -> bytes:
-    """A blob with zeros for what the disk does not give back."""
-    try:
-        return blobs.read(path)
-    except StorageFailed:
-        size, blocks = blobs.size(path), []
-        for offset in range(0, size, _BLOCK):
-            length = min(_BLOCK, size - offset)
-            try:
-                blocks.append(blobs.read(path, offset, length))
-            except StorageFailed:
-                blocks.append(bytes(length))
-        return b"".join(blocks)
 
 
 def _salvage(repository: LocalRepository, data: bytes, footer: Footer | None, bad: set[bytes]) -> set[bytes]:

@@ -24,11 +24,11 @@ from packnback.errors import (
     AlreadyExists,
     ClientTimeRefused,
     ClockRefused,
-    DamageBlocks,
     FormatDamage,
     NotAllowed,
     ObjectMissing,
     Refused,
+    SnapshotDamage,
     StaleSequence,
 )
 from packnback.format import record as record_format
@@ -287,7 +287,8 @@ class LocalSession:
         ledger.adopt_snapshot(name, row)
         ledger.settle()
         if row.status != rows.GOOD:
-            raise DamageBlocks("snapshot", [name, row.reason])
+            # A damaged file has this number; `check --repair` puts it aside.
+            raise SnapshotDamage(name, row.reason)
         if row.id != snapshot_id:
             raise IndexReplaced  # adopt the other one by reconciling, then answer StaleSequence
         self.bytes_published += len(data)
