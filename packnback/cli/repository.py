@@ -122,7 +122,8 @@ def check(
 ) -> int:  # fmt: skip
     """Is the repository whole? No key is needed."""
     from packnback.store.check import check_structure
-    from packnback.store.scrub import choose, scrub
+    from packnback.store.damage import suspects_of
+    from packnback.store.scrub import scrub
 
     context = current(ctx)
     if bad and not repair:
@@ -134,7 +135,7 @@ def check(
             report = check_structure(repository)
             if read_data:
                 report.damage += scrub(repository, percent)
-            suspects = choose(repository, percent) if read_data and report.damage else []
+            suspects = suspects_of(report.damage)
             names = {info.name: info.id.hex() for info in repository.snapshots()}
         document: dict[str, Any] = {
             "packs": report.packs,
@@ -170,6 +171,7 @@ def _repair(
         "packs_quarantined": done.packs,
         "objects_saved": done.objects_saved,
         "objects_lost": [i.hex() for i in done.objects_lost],
+        "files_quarantined": done.files,
     }
     document["remaining"] = [_finding(f, names) for f in remaining]
     return remaining
@@ -191,7 +193,7 @@ def _tell_check(context: Context, document: dict[str, Any]) -> None:
         return
     output.remark(f"{document['packs']} packs, {document['objects']} objects, {document['snapshots']} snapshots")
     if document["index_rebuilt"]:
-        output.line("The index was not what the packs say, and has been made anew (nothing was lost).")
+        output.line("The index was damaged, and has been made anew; it holds nothing that could be lost.")
     _tell_findings(context, document["damage"])
     if "repaired" in document:
         done = document["repaired"]
@@ -201,6 +203,8 @@ def _tell_check(context: Context, document: dict[str, Any]) -> None:
         )
         if done["objects_lost"]:
             output.line("The next backup of the same files stores them again.")
+        for file in done["files_quarantined"]:
+            output.line(f"Put aside: {file}")
         if document["remaining"]:
             output.line("What is wrong still:")
             _tell_findings(context, document["remaining"])

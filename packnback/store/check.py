@@ -1,9 +1,10 @@
 """`check`: is the truth whole, and is the index what the truth makes of it? No key is needed.
 
-Structure first: a second index is built from nothing and compared, row by row, with the one in use. A difference
-is damage of the index, not of the repository, and is mended by rebuilding. What is damaged for good is told
-from the fresh index: files that cannot be parsed, objects that are missing, gaps in a client's chain, files that
-do not belong here. Reading every record and its checksum is `packnback.store.scrub`.
+Structure first: a second index is built from nothing and compared, row by row, with the one in use. Where they
+differ, either files were damaged since the index in use had read them, or the index is; it is rebuilt in both
+cases, but only the second is damage of the index. What is damaged for good is told from the fresh index: files
+that cannot be parsed, objects that are missing, gaps in a client's chain, files that do not belong here. Reading
+every record and its checksum is `packnback.store.scrub`.
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ def check_structure(repository: LocalRepository) -> CheckReport:
         reconcile(repository.truth, fresh)
         difference = index_difference(repository.ports.index, fresh)
         if difference is not None:
+            behind = _damaged_since(repository.ports.index, fresh)
             repository.rebuild()
-            report.repaired.append(difference)
+            if not behind:
+                report.repaired.append(difference)
         with fresh.read() as txn:
             report.packs, report.objects = txn.count("packs"), txn.count("objects")
             infos = catalog.snapshots(txn)
@@ -74,6 +77,15 @@ def index_difference(live: Index, fresh: Index) -> str | None:
         except IndexDamage as damage:
             return f"table {damage.path}, {damage.why}"
     return None
+
+
+def _damaged_since(live: Index, fresh: Index) -> bool:
+    """Whether files are damaged now that were good when the index in use had read them."""
+    with live.read() as a, fresh.read() as b:
+        try:
+            return not set(catalog.damaged_files(b)) <= set(catalog.damaged_files(a))
+        except IndexDamage:
+            return False
 
 
 def _pack_names(txn: ReadTxn) -> dict[int, tuple[bytes, rows.PackRow]]:
@@ -115,24 +127,36 @@ def _name(names: dict[int, tuple[bytes, rows.PackRow]], number: int) -> bytes:
 
 
 def file_findings(txn: ReadTxn) -> list[Finding]:
-    """Files that cannot be parsed. A damaged snapshot touches itself."""
+    """Files that cannot be parsed. A damaged snapshot touches itself; what a pack touches, its objects tell."""
     return [
-        Finding(_KIND_OF_DIRECTORY[directory], name, why, (name,) if directory == "snapshots" else ())
+        Finding(
+            _KIND_OF_DIRECTORY[directory],
+            name,
+            why,
+            (name,) if directory == layout.SNAPSHOTS else (),
+            bytes.fromhex(name) if directory == layout.PACKS else b"",
+        )
         for directory, name, why in catalog.damaged_files(txn)
     ]
 
 
 def missing_findings(txn: ReadTxn, infos: list[SnapshotInfo]) -> list[Finding]:
-    """Absent objects that some snapshot needs."""
+    """Absent objects that some snapshot needs, and snapshots whose objects contradict each other."""
     missing: set[bytes] = set()
+    findings = []
     for info in infos:
         if not info.complete:
-            missing |= missing_below(txn, info.root)
+            below = missing_below(txn, info.root)
+            missing |= below
+            if not below:
+                why = "kinds or levels of the objects below its root contradict each other"
+                findings.append(Finding("snapshot", info.name, why, (info.name,)))
     needed = snapshots_needing(txn, infos, missing)
-    return [
+    findings += [
         Finding("object", object_id.hex(), "missing", tuple(sorted(needed[object_id])))
         for object_id in sorted(missing)
     ]
+    return findings
 
 
 def chain_findings(txn: ReadTxn) -> list[Finding]:

@@ -24,6 +24,13 @@ class Finding:
     what: str
     why: str
     affects: tuple[str, ...] = ()
+    pack: bytes = b""
+    """Name of the pack whose bytes are damaged, for `repair`; empty when it is about something else."""
+
+
+def suspects_of(findings: Iterable[Finding]) -> list[bytes]:
+    """The packs that a repair should look at."""
+    return sorted({finding.pack for finding in findings if finding.pack})
 
 
 def refs_of(txn: ReadTxn, object_id: bytes) -> list[bytes]:

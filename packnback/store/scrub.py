@@ -2,30 +2,49 @@
 
 A pack's footer tiles the file with records, and every record carries a checksum, so there is no byte that could
 rot unnoticed. Packs are read whole, several at a time (hashing releases the GIL). With a sample only the packs
-that were read longest ago are read, so that a nightly ``--sample 10`` gets round in ten nights; when each pack
-was last read stands in the index's ``meta`` table, which may be lost: then everything counts as unread.
+that were read longest ago are read, so that a nightly ``--sample 10`` gets round in ten nights, whatever is
+damaged meanwhile: packs that were found damaged are read every time, on top of the sample. When each pack was
+last read stands in the index's ``meta`` table, which may be lost: then everything counts as unread.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from packnback.errors import BlobMissing, FormatDamage, PackDamage, StorageFailed, UnsupportedVersion
+from packnback.errors import (
+    BlobMissing,
+    DiskFull,
+    FormatDamage,
+    PackDamage,
+    PacknbackError,
+    StorageFailed,
+    Unreadable,
+    UnsupportedVersion,
+)
 from packnback.format import pack as pack_format
 from packnback.format import record as record_format
 from packnback.format import rows
+from packnback.format.pack import EnvelopeRow, RecordRow
+from packnback.ids import KIB, Kind
 from packnback.store import adoption, catalog, layout
+from packnback.store.blobs import BlobStore
 from packnback.store.damage import Finding, snapshots_needing
-from packnback.store.index import WriteTxn
+from packnback.store.fetch import locations
+from packnback.store.index import ReadTxn
 from packnback.store.reconcile import Truth
 from packnback.store.repository import LocalRepository
 
 _THREADS = 2
 _READ_AT = b"read at "
-"""Prefix of the rows in ``meta``, followed by the pack's name."""
+"""Prefix of the rows in ``meta``, followed by the pack's name: u64 time in ns (big-endian), or `_WAS_DAMAGED`."""
+_WAS_DAMAGED = b"damaged!"
+
+
+_BLOCKS = (64 * KIB, 4 * KIB)
+"""What of a file cannot be read is replaced by zeros, in blocks of these sizes, the larger ones first."""
 
 
 @dataclass(slots=True)
@@ -35,32 +54,55 @@ class ScrubbedPack:
     name: bytes
     size: int = 0
     problem: str | None = None
+    """Why readers refuse the whole pack."""
+    envelopes_bad: list[str] = field(default_factory=list)
+    """What is wrong with its envelopes; the objects that need them are in `bad`."""
     bad: dict[bytes, str] = field(default_factory=dict)
     """Object id → why."""
     objects: int = 0
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.problem is None and not self.envelopes_bad and not self.bad
+
+
+def read_what_can_be_read(blobs: BlobStore, path: str) -> bytes:
+    """A blob, with zeros for what the disk does not give back."""
+    return b"".join(_readable_parts(blobs, path, 0, blobs.size(path), _BLOCKS))
+
+
+def _readable_parts(blobs: BlobStore, path: str, start: int, end: int, blocks: Sequence[int]) -> Iterator[bytes]:
+    try:
+        yield blobs.read(path, start, end - start)
+    except Unreadable:
+        if not blocks:
+            yield bytes(end - start)
+            return
+        for at in range(start, end, blocks[0]):
+            yield from _readable_parts(blobs, path, at, min(at + blocks[0], end), blocks[1:])
 
 
 def scrub_pack(truth: Truth, name: bytes) -> ScrubbedPack:
     """Read a pack and check magic, footer, trailer, and each record against footer and checksum."""
     result = ScrubbedPack(name)
-    path = layout.pack_path(name.hex())
     try:
         result.size, footer = adoption.read_footer(truth.blobs, name, truth.watch.counters)
-        data = memoryview(truth.blobs.read(path))
+        data = memoryview(read_what_can_be_read(truth.blobs, layout.pack_path(name.hex())))
     except (PackDamage, UnsupportedVersion, BlobMissing, StorageFailed) as error:
-        result.problem = " ".join(str(fact) for fact in error.facts().values())
+        result.problem = _told(error)
         return result
     if data[: len(pack_format.MAGIC)] != pack_format.MAGIC:
         result.problem = "magic"
     result.objects = len(footer.records)
     envelopes_bad = set()
     for index, envelope in enumerate(footer.envelopes):
-        why = _damage(data, envelope.offset, envelope.length, envelope.id, envelope.checksum)
+        why = _damage(data, envelope, envelope.envelope_id)
         if why:
-            result.problem = f"envelope {envelope.envelope_id.hex()}: {why}"
+            result.envelopes_bad.append(f"envelope {envelope.envelope_id.hex()}: {why}")
             envelopes_bad.add(index)
     for row in footer.records:
-        why = _damage(data, row.offset, row.length, row.id, row.checksum)
+        why = _damage(data, row, footer.envelopes[row.envelope].envelope_id)
         if why is None and row.envelope in envelopes_bad:
             why = "its envelope is damaged"
         if why:
@@ -70,13 +112,33 @@ def scrub_pack(truth: Truth, name: bytes) -> ScrubbedPack:
     return result
 
 
-def _damage(data: memoryview, offset: int, length: int, object_id: bytes, checksum: bytes) -> str | None:
+def _told(error: PacknbackError) -> str:
+    """Why a pack cannot be used, for people who see its name beside it."""
+    match error:
+        case PackDamage(why=why):
+            return why
+        case UnsupportedVersion(found=found):
+            return f"version {found}"
+        case BlobMissing():
+            return "missing"
+        case StorageFailed(reason=reason):
+            return f"cannot be read: {reason}"
+        case _:
+            return str(error)
+
+
+def _damage(data: memoryview, row: RecordRow | EnvelopeRow, envelope_id: bytes) -> str | None:
+    """Why what stands in a row's place is not what the footer says, in every respect that both tell of."""
     try:
-        record = record_format.parse(data[offset : offset + length])
+        record = record_format.parse(data[row.offset : row.offset + row.length])
     except FormatDamage as damage:
         return damage.why
-    if record.id != object_id or record.checksum != checksum or record.length != length:
+    found = (record.id, record.checksum, record.length, record.envelope_id)
+    if found != (row.id, row.checksum, row.length, envelope_id):
         return "not the record that the footer names"
+    said = (row.kind, row.level, row.refs) if isinstance(row, RecordRow) else (Kind.ENVELOPE, 0, b"")
+    if (record.kind, record.level, record.refs) != said:
+        return "its kind, level or refs are not what the footer says"
     return None
 
 
@@ -93,14 +155,17 @@ def scrub_packs(truth: Truth, names: Iterable[bytes]) -> Iterator[ScrubbedPack]:
 
 
 def choose(repository: LocalRepository, sample_percent: float = 100.0) -> list[bytes]:
-    """The packs to read: all, or that percentage of them, those first that were read longest ago."""
+    """The packs to read: all, or those known to be damaged and that percentage of the others, those first that
+    were read longest ago.
+    """
     with repository.ports.index.read() as txn:
         names = [key for key, _ in txn.scan("pack_names")]
         if sample_percent >= 100:
             return names
-        read_at = {name: txn.get("meta", _READ_AT + name) or b"" for name in names}
-    wanted = math.ceil(len(names) * sample_percent / 100)
-    return sorted(names, key=lambda name: (read_at[name][:8], name))[:wanted]
+        read_at = {name: (txn.get("meta", _READ_AT + name) or b"")[:8] for name in names}
+    damaged = [name for name in names if read_at[name] == _WAS_DAMAGED]
+    others = sorted((name for name in names if read_at[name] != _WAS_DAMAGED), key=lambda name: (read_at[name], name))
+    return damaged + others[: math.ceil(len(others) * sample_percent / 100)]
 
 
 def scrub(repository: LocalRepository, sample_percent: float = 100.0) -> list[Finding]:
@@ -111,34 +176,79 @@ def scrub(repository: LocalRepository, sample_percent: float = 100.0) -> list[Fi
     progress = repository.ports.watch.progress
     names = choose(repository, sample_percent)
     progress.begin("reading packs", len(names), "packs")
+    memory = _Memory(repository)
     damaged = []
     for scrubbed in scrub_packs(repository.truth, names):
-        if scrubbed.problem or scrubbed.bad:
+        if not scrubbed.good:
             damaged.append(scrubbed)
-        else:
-            repository.ports.index.write(_remember(scrubbed.name, repository.ports.now_ns()))
+        memory.note(scrubbed.name, scrubbed.good)
         progress.advance(1)
     return _findings(repository, damaged)
 
 
-def _remember(name: bytes, now_ns: int) -> Callable[[WriteTxn], None]:
-    """A transaction body: this pack was read now, and was good."""
-    key = _READ_AT + name
-    value = rows.seal(key, max(0, now_ns).to_bytes(8, "big"))
-    return lambda txn: txn.put("meta", key, value)
+class _Memory:
+    """Notes in the index which packs were read. A full disk keeps nobody from reading on."""
+
+    def __init__(self, repository: LocalRepository) -> None:
+        self._ports = repository.ports
+        self._full = False
+
+    def note(self, name: bytes, good: bool) -> None:
+        """This pack was read now."""
+        if self._full:
+            return
+        key = _READ_AT + name
+        value = max(0, self._ports.now_ns()).to_bytes(8, "big") if good else _WAS_DAMAGED
+        try:
+            self._ports.index.write(lambda txn: txn.put("meta", key, rows.seal(key, value)))
+        except DiskFull:
+            self._full = True
+            self._ports.watch.progress.note("the disk is full: which packs were read cannot be remembered")
 
 
 def _findings(repository: LocalRepository, damaged: list[ScrubbedPack]) -> list[Finding]:
+    """What the damage touches: objects that now stand nowhere any more, and the snapshots that need them.
+
+    Packs that the index knows to be damaged are left out: the check of the structure has told of them.
+    """
+    with repository.ports.index.read() as txn:
+        known = {row.name for row in _pack_rows(txn) if row.status != rows.GOOD}
+    damaged = [scrubbed for scrubbed in damaged if scrubbed.name not in known]
     if not damaged:
         return []
-    bad = {object_id for scrubbed in damaged for object_id in scrubbed.bad}
+    unusable = {scrubbed.name for scrubbed in damaged if scrubbed.problem}
+    bad_places = {(scrubbed.name, object_id) for scrubbed in damaged for object_id in scrubbed.bad}
     with repository.ports.index.read() as txn:
-        needed = snapshots_needing(txn, catalog.snapshots(txn), bad)
+        lost: dict[bytes, list[bytes]] = {scrubbed.name: [] for scrubbed in damaged}
+        for name, object_id in [*bad_places, *_objects_of(txn, unusable)]:
+            places = {place.pack for place in locations(txn, object_id)}
+            if all(pack in unusable or (pack, object_id) in bad_places for pack in places):
+                lost[name].append(object_id)
+        everything = {object_id for ids in lost.values() for object_id in ids}
+        needed = snapshots_needing(txn, catalog.snapshots(txn), everything)
     findings = []
     for scrubbed in damaged:
+        pack = scrubbed.name
         if scrubbed.problem:
-            findings.append(Finding("pack", scrubbed.name.hex(), scrubbed.problem))
+            touched = {name for object_id in lost[pack] for name in needed[object_id]}
+            findings.append(Finding("pack", pack.hex(), scrubbed.problem, tuple(sorted(touched)), pack))
+        findings += [Finding("pack", pack.hex(), why, (), pack) for why in scrubbed.envelopes_bad]
         for object_id, why in sorted(scrubbed.bad.items()):
-            what = f"{object_id.hex()} in pack {scrubbed.name.hex()}"
-            findings.append(Finding("record", what, why, tuple(sorted(needed[object_id]))))
+            what = f"{object_id.hex()} in pack {pack.hex()}"
+            findings.append(Finding("record", what, why, tuple(sorted(needed.get(object_id, ()))), pack))
     return findings
+
+
+def _pack_rows(txn: ReadTxn) -> Iterator[rows.PackRow]:
+    for key, value in txn.scan("packs"):
+        yield rows.decode_pack(key, value)
+
+
+def _objects_of(txn: ReadTxn, packs: set[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """(pack name, object id) for every object whose primary place is in one of `packs`."""
+    if packs:
+        names = {rows.number_of(key): rows.decode_pack(key, value).name for key, value in txn.scan("packs")}
+        for object_id, value in txn.scan("objects"):
+            name = names.get(rows.decode_object(object_id, value).pack)
+            if name in packs:
+                yield name, object_id
