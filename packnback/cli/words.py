@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from packnback import errors
-from packnback.cli.quantities import rfc3339, shown_duration
+from packnback.cli.quantities import rfc3339, shown_duration, shown_size
 from packnback.errors import PacknbackError
 from packnback.ids import short
 
@@ -238,6 +238,52 @@ def _(e: errors.StateDamaged) -> Words:
     return Words(
         f"what this machine remembers of the repository cannot be read: {e.path}: {e.why}",
         "the repository is not concerned. Compare `packnback list` with what you know, then move this file away",
+    )
+
+
+@_for(errors.ClientTimeRefused)
+def _(e: errors.ClientTimeRefused) -> Words:
+    facts = ", ".join(f"{name.removesuffix('_ns')} {rfc3339(ns, fraction=False)}" for name, ns in e.facts().items())
+    return Words(f"this machine's clock and the repository's are too far apart ({facts})", "set the clock right")
+
+
+@_for(errors.ProtocolViolation)
+def _(e: errors.ProtocolViolation) -> Words:
+    return Words(
+        f"the other end sent what the protocol does not allow ({e.what}: {e.why})",
+        "nothing was lost; is it the same version of packnback, and nothing else that prints there?",
+    )
+
+
+@_for(errors.QuotaExceeded)
+def _(e: errors.QuotaExceeded) -> Words:
+    return Words(
+        f"the quota of this client is used up: {shown_size(e.used)} of {shown_size(e.quota)}",
+        "what was stored before is safe; ask whoever runs the repository",
+    )
+
+
+_REMOTE_WHYS = {
+    "ssh": Words("ssh could not connect to {host}", "try `ssh {host}` by hand"),
+    "not-installed": Words("packnback is not installed on {host}", "or not where ssh finds it there"),
+    "connection-lost": Words("the connection to {host} was lost", "nothing that was stored is lost; run it again"),
+    "idle": Words("{host} ended the connection, as nothing came for too long", "run it again"),
+    "internal": Words("packnback on {host} failed", "see what it said there"),
+}
+
+
+@_for(errors.RemoteFailed)
+def _(e: errors.RemoteFailed) -> Words:
+    known = _REMOTE_WHYS.get(e.why, Words("the connection to {host} failed", "run it again"))
+    detail = f": {e.detail}" if e.detail else ""
+    return Words(known.message.format(host=e.host) + detail, (known.hint or "").format(host=e.host))
+
+
+@_for(errors.RemoteVersion)
+def _(e: errors.RemoteVersion) -> Words:
+    return Words(
+        f"the two ends speak different versions of the protocol (here {e.ours}, there {e.theirs})",
+        "install the same version of packnback on both",
     )
 
 
