@@ -45,6 +45,8 @@ class Promises:
     """Damaged packs, by name, that may be moved to quarantine, never deleted."""
     repaired: bool = False
     """Whether a repair was acknowledged: the damaged packs are not in ``packs/`` any more."""
+    one_writer_counts: bool = True
+    """Whether all writers share an index. Two machines that each stamp their own receipts may draw one number."""
     initialised: bool = True
     """Whether ``init`` was acknowledged."""
 

@@ -1,4 +1,4 @@
-"""The crash sweep: run, cut the power at step k, look at every state that may be found; k + 1, until nothing is cut."""
+"""The crash sweep: run, cut the power at step k, look at every state that may be found; then at step k + 1."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ class Sweep:
         return tally
 
     def _look(self, world: World, promises: Promises, rng: random.Random, tally: Tally, seen: set[Hashable]) -> None:
-        said = _said(promises)
+        told = said(promises)
         for wreck in world.crash_states(self.effort, rng):
             tally.states += 1
-            key = names_of(wreck.disk), state_hash(wreck.index), wreck.newest, said
+            key = names_of(wreck.disk), state_hash(wreck.index), wreck.newest, told
             if key in seen:
                 continue
             seen.add(key)
@@ -129,6 +129,7 @@ def state_hash(state: State) -> Hashable:
     return tuple(hash(frozenset(table.rows.items())) for table in state.values())
 
 
-def _said(promises: Promises) -> Hashable:
+def said(promises: Promises) -> Hashable:
+    """Equal for promises that demand the same."""
     plain = replace(promises, trees={}, records={})
     return repr([sorted(value) if isinstance(value, set) else value for value in vars(plain).values()])
