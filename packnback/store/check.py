@@ -61,8 +61,8 @@ def check_structure(repository: LocalRepository) -> CheckReport:
 
 def index_difference(live: Index, fresh: Index) -> str | None:
     """The first difference between two indexes, pack numbers read as names and ``meta`` left out, or None."""
-    with live.read() as a, fresh.read() as b:
-        try:
+    try:
+        with live.read() as a, fresh.read() as b:
             names = {id(a): _pack_names(a), id(b): _pack_names(b)}
             for table in rows.TABLES:
                 if table in ("meta", "packs", "pack_names"):
@@ -74,18 +74,21 @@ def index_difference(live: Index, fresh: Index) -> str | None:
             mine_packs, their_packs = ({v[0]: v[1] for v in names[id(t)].values()} for t in (a, b))
             if mine_packs != their_packs:
                 return "table packs"
-        except IndexDamage as damage:
-            return f"table {damage.path}, {damage.why}"
+    except IndexDamage as damage:
+        # The fresh one was made a moment ago: it is not the one to doubt.
+        return f"table {damage.path}, {damage.why}" if damage.path in rows.TABLES else damage.why
     return None
 
 
 def _damaged_since(live: Index, fresh: Index) -> bool:
     """Whether files are damaged now that were good when the index in use had read them."""
-    with live.read() as a, fresh.read() as b:
-        try:
-            return not set(catalog.damaged_files(b)) <= set(catalog.damaged_files(a))
-        except IndexDamage:
-            return False
+    try:
+        with live.read() as a:
+            known = set(catalog.damaged_files(a))
+    except IndexDamage:
+        return False
+    with fresh.read() as b:
+        return not set(catalog.damaged_files(b)) <= known
 
 
 def _pack_names(txn: ReadTxn) -> dict[int, tuple[bytes, rows.PackRow]]:

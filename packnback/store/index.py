@@ -84,6 +84,9 @@ class Index(Protocol):
         is no room for the change (nothing was changed; the index stays usable).
         """
 
+    def discard(self) -> None:
+        """Throw everything away, in whatever state it is: for tables that cannot even be cleared any more."""
+
     def release_ballast(self) -> None:
         """Give up the disk space that is held back, so that a deletion can be recorded on a full disk."""
 

@@ -58,6 +58,8 @@ _DAMAGE = (
     lmdb.CursorFullError,
     lmdb.IncompatibleError,
     lmdb.PanicError,
+    lmdb.BadTxnError,  # what LMDB says after it has met one of the others
+    lmdb.BadValsizeError,  # of keys that were within their limits: `_checked` has said so
 )
 
 
@@ -212,6 +214,13 @@ class _Environment:
         """Map more than `was` bytes; nothing to do if somebody else has done it meanwhile."""
         self._reopen(least=2 * was)
 
+    def discard(self) -> None:
+        """Remove the files; the next transaction makes new ones."""
+        with self.gate.exclusive():
+            self.unmap()
+            index_files.destroy(self.directory)
+            self._stale, self._poisoned = True, False
+
     @property
     def forked(self) -> bool:
         """Whether this was opened by an ancestor of this process."""
@@ -231,8 +240,6 @@ class _Environment:
         path = index_files.data_path(self.directory)
         if isinstance(error, _DAMAGE):
             return errors.IndexDamage(path, str(error))
-        if isinstance(error, lmdb.BadValsizeError):
-            return ValueError(f"keys have 1 to {KEY_LIMIT} bytes")
         said = str(error)
         if isinstance(error, lmdb.DiskError) or any(said.endswith(os.strerror(c)) for c in index_files.NO_ROOM):
             return errors.DiskFull(path)
@@ -298,11 +305,20 @@ class _Reader:
         self._changes = 0
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        return self._txn.get(key, None, self._tables[table])
+        try:
+            return self._txn.get(key, None, self._tables[table])
+        except lmdb.BadValsizeError:
+            _checked(key)
+            raise
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
         get, database = self._txn.get, self._tables[table]
-        return [get(key, None, database) for key in keys]
+        try:
+            return [get(key, None, database) for key in keys]
+        except lmdb.BadValsizeError:
+            for key in keys:
+                _checked(key)
+            raise
 
     def scan(self, table: str, prefix: bytes = b"", start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         first = prefix if start is None or start < prefix else start
@@ -335,7 +351,7 @@ class _Writer(_Reader):
 
     def delete(self, table: str, key: bytes) -> bool:
         self._changes += 1
-        return self._txn.delete(key, db=self._tables[table])
+        return self._txn.delete(_checked(key), db=self._tables[table])
 
     def clear(self, table: str) -> None:
         self._changes += 1
@@ -418,6 +434,10 @@ class LmdbIndex:
             finally:
                 environment.end(txn, entered)
             environment.grow(map_size)
+
+    def discard(self) -> None:
+        """See `Index.discard`. Whoever else has the files open notices before the next transaction."""
+        self._attached().discard()
 
     def release_ballast(self) -> None:
         """See `Index.release_ballast`."""

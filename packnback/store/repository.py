@@ -87,12 +87,14 @@ class LocalRepository:
         try:
             return reconcile(self.truth, self.ports.index)
         except IndexDamage:
-            self.ports.index.write(_empty)
-            return reconcile(self.truth, self.ports.index)
+            return self.rebuild()
 
     def rebuild(self) -> Reconciled:
         """Throw away every row and derive the index from the directories."""
-        self.ports.index.write(_empty)
+        try:
+            self.ports.index.write(_empty)
+        except IndexDamage:
+            self.ports.index.discard()
         return reconcile(self.truth, self.ports.index)
 
     @contextmanager

@@ -156,6 +156,9 @@ class SimIndex:
         finally:
             self._gate.leave(entered)
 
+    def discard(self) -> None:
+        self.throw_away()
+
     def release_ballast(self) -> None:
         self.ballast = False
 
