@@ -81,7 +81,8 @@ class Session(Protocol):
         """For each id, whether the object *and everything it needs* is there, open packs included."""
 
     def put(self, records: Iterable[bytes | bytearray]) -> None:
-        """Add whole records (format.record), which nobody changes any more. An envelope record comes before the first record that needs it.
+        """Add whole records (format.record), which nobody changes any more. An envelope record comes before the
+        first record that needs it.
 
         What an object needs has been put before it, or is there. Putting what is there already changes
         nothing. Durable only after `flush`.
