@@ -339,7 +339,8 @@ def _(e: errors.SnapshotDamage) -> Words:
 def _(e: errors.ConfigDamage) -> Words:
     return Words(
         f"{e.path} is damaged: {e.why}",
-        "the snapshots are not lost: copy this file from a backup of the repository",
+        "the snapshots are not lost: copy this file from a copy of the repository; or, with nothing in its place,"
+        " `packnback init --owner OWNER.pub` makes it again from what the snapshots say",
     )
 
 

@@ -21,6 +21,7 @@ from packnback.events import Watch
 from packnback.store import index_files, layout, repository
 from packnback.store.blobs import FileBlobStore, storage_error
 from packnback.store.index import Index
+from packnback.store.index_probe import probe
 from packnback.store.lmdb_index import LmdbIndex
 from packnback.store.lock import FileLocks
 from packnback.store.mounts import is_remote
@@ -32,7 +33,8 @@ INDEX = "index"
 
 
 def create_local(path: str, owner_bundle: bytes, watch: Watch | None = None) -> LocalRepository:
-    """Make a repository in `path` (made if absent, must be empty or an interrupted try) and open it.
+    """Make a repository in `path` (made if absent) and open it. What stands there already can only be an interrupted
+    try, or a repository that has lost its config.
 
     `owner_bundle` is the 2472 bytes of the owner's public bundle. Raises AlreadyExists, StorageFailed.
     """
@@ -41,7 +43,8 @@ def create_local(path: str, owner_bundle: bytes, watch: Watch | None = None) -> 
         make_root(path)
     except OSError as error:
         raise storage_error("make", path, error) from error
-    strangers = set(os.listdir(path)) - {*layout.DIRECTORIES, layout.README, "lost+found"}
+    ours = {*layout.DIRECTORIES, layout.README, layout.LOCK, layout.GATE, INDEX}
+    strangers = set(os.listdir(path)) - ours - {"lost+found"}
     if strangers:
         raise AlreadyExists(path)
     fs = OsFileSystem(path, watch)
@@ -89,6 +92,22 @@ def _open_index(path: str, repository_id: bytes) -> LmdbIndex:
         # It is a view of the directories and nothing more: reconcile fills it again.
         index_files.destroy(directory)
         return LmdbIndex.open(directory)
+
+
+def mend_index(path: str, wait_s: float) -> str | None:
+    """Throw the index of the repository in `path` away if it is damaged; why it is, or None. For `check`.
+
+    It is read in a process of its own first, because some damage kills whoever reads it. Raises Locked.
+    """
+    path = os.path.abspath(path)
+    directory = os.path.join(path, INDEX)
+    if not os.path.exists(index_files.data_path(directory)) or not os.access(path, os.W_OK):
+        return None
+    why = probe(directory)
+    if why is not None:
+        with FileLocks(path).exclusive(wait_s):
+            index_files.destroy(directory)
+    return why
 
 
 def index_directory(path: str, repository_id: bytes) -> str | None:

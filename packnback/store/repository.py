@@ -30,6 +30,7 @@ from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, WriteTxn
 from packnback.store.interface import Fetched, SnapshotInfo
 from packnback.store.lock import Held, Locks
+from packnback.store.lost_config import repository_id_of
 from packnback.store.reconcile import Reconciled, Truth, reconcile
 from packnback.store.session import ClientIdentity, LocalSession
 
@@ -59,6 +60,8 @@ def read_config(blobs: BlobStore, location: str) -> Config:
     try:
         data = blobs.read(layout.CONFIG)
     except BlobMissing:
+        if blobs.exists(layout.README) and blobs.list(layout.SNAPSHOTS):
+            raise ConfigDamage(f"{location}/{layout.CONFIG}", "missing") from None
         raise NotARepository(location) from None
     try:
         return config_format.decode(data)
@@ -184,9 +187,11 @@ def _empty(txn: WriteTxn) -> None:
 def create(blobs: BlobStore, location: str, owner_bundle: bytes, random: Callable[[int], bytes]) -> Config:
     """Make a repository of directories that `layout.make_layout` has made: its config is its birth.
 
-    Raises AlreadyExists when there is one.
+    Where snapshots stand without a config, it is theirs that is made again (`packnback.store.lost_config`).
+    Raises AlreadyExists when there is one, ConfigDamage when packs stand there that nothing tells about.
     """
-    config = Config(random(16), owner_bundle)
+    known = repository_id_of(blobs, location, owner_bundle)
+    config = Config(known if known is not None else random(16), owner_bundle)
     blobs.publish(layout.CONFIG, [config_format.encode(config)])
     return config
 
