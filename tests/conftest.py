@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-for folder in ("sim", "unit"):
+for folder in ("sim", "unit", "cli"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 _SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
