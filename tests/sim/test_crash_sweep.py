@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from promises import Promises
-from scenarios import BY_NAME, SCENARIOS, WEB2, Scenario, files
+from scenarios import BY_NAME, SCENARIOS, Scenario, same_backup
 from sweep import NIGHTLY, Sweep, small_packs
-from world import Effort, World
+from world import Effort
 
 
 @pytest.fixture(autouse=True)
@@ -19,11 +18,6 @@ def test_no_power_cut_breaks_an_invariant(scenario: Scenario, pytestconfig: pyte
     effort = NIGHTLY if pytestconfig.getoption("--nightly") else Effort()
     tally = Sweep(scenario, effort).run()
     assert tally.checked > tally.crash_points / 4, tally
-
-
-def same_backup(world: World, promises: Promises) -> None:
-    """Another client with the same files: it is told `has` for everything that the killed one left."""
-    promises.backup(world.repository(), WEB2, files(0, 8))
 
 
 def test_what_a_killed_process_left_is_made_safe_before_anybody_builds_on_it(pytestconfig: pytest.Config) -> None:

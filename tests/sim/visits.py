@@ -139,7 +139,10 @@ class Visits:
         self, world: World, hosting: LocalRepository, theirs: SimIndex, promises: Promises, tally: Tally
     ) -> None:
         if not world.steps.crashed:
-            for info in hosting.snapshots():  # as the host sees it, without looking again
+            infos = hosting.snapshots()  # as the host sees it, without looking again
+            dropped = promises.protected.keys() - {info.name for info in infos}
+            demand(not (dropped and self.one_index), "reconcile", f"{dropped} was dropped from the index")
+            for info in infos:
                 demand(info.complete, "I3", f"{info.name} is listed before what it needs")
                 check_restores(hosting, info, promises)
             check_running(world, promises)
