@@ -1,0 +1,55 @@
+"""How many sessions one client may have open at a time, counted over all server processes.
+
+A session takes memory for two packs, and a client can start as many servers as sshd lets it. So each session
+takes one of a few slots: an open-file-description lock (fcntl(2), F_OFD_SETLK) on one byte of the repository's
+``lock`` file, at a place that follows from the client's id. Such locks do not meet flock(2) locks on local file
+systems, leave nothing behind, and vanish with their process, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from blake3 import blake3
+
+from packnback.errors import Refused, StorageFailed
+from packnback.store.layout import LOCK
+from packnback.store.mounts import is_remote
+
+SESSIONS_MAX = 4
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+@contextmanager
+def session_slot(root: str, client_id: bytes) -> Iterator[None]:
+    """Hold one of the client's slots in the repository at `root`. Raises Refused (``sessions``) when all are taken.
+
+    On remote file systems flock and byte ranges are one and the same, and slots are not counted.
+    """
+    if is_remote(root):
+        yield
+        return
+    path = os.path.join(root, LOCK)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StorageFailed("lock", path, os.strerror(error.errno or 0)) from error
+    try:
+        first = int.from_bytes(blake3(client_id).digest(7), "little") * SESSIONS_MAX
+        if not any(_try_lock(fd, first + slot) for slot in range(SESSIONS_MAX)):
+            raise Refused("sessions", str(SESSIONS_MAX))
+        yield
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int, offset: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

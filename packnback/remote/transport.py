@@ -1,0 +1,117 @@
+"""Reaching another machine: the system's ssh, with ``packnback serve`` at its far end.
+
+ssh is not told anything but where to go: keys, ciphers, proxies and host keys are the business of its own
+configuration. What it says on stderr is kept, and told when the connection fails; a shell at the far end that
+cannot find the program answers 127, and ssh itself 255.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from packnback.errors import RemoteFailed, UsageError
+from packnback.events import Progress
+from packnback.ids import KIB
+from packnback.remote.channel import Channel
+
+VARIABLE = "PACKNBACK_SSH"
+_STDERR_KEPT = 16 * KIB
+_END_S = 10.0
+_STDERR_S = 0.5
+"""A connection that ssh keeps for later (ControlPersist) may hold stderr open for ever."""
+_NOT_FOUND = 127
+_SSH_FAILED = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A repository on another machine; `url` is how the user wrote it."""
+
+    url: str
+    host: str
+    path: str
+    user: str | None = None
+    port: int | None = None
+
+
+def ssh_command(target: Target, verbs: Sequence[str]) -> list[str]:
+    """The words to run. Raises UsageError for a host or user that ssh would take for an option."""
+    if target.host.startswith("-") or (target.user or "").startswith("-"):
+        raise UsageError(f"{target.url!r}: neither host nor user may begin with a dash")
+    remote = f"packnback serve {shlex.quote(target.path)} --allow {shlex.quote(','.join(verbs))}"
+    words = shlex.split(os.environ.get(VARIABLE) or "ssh")
+    if target.port is not None:
+        words += ["-p", str(target.port)]
+    if target.user is not None:
+        words += ["-l", target.user]
+    return [*words, "-T", "--", target.host, remote]
+
+
+class SshTransport:
+    """A running ssh. `channel` leads to the far end's standard input and output."""
+
+    def __init__(self, target: Target, verbs: Sequence[str], progress: Progress) -> None:
+        command = ssh_command(target, verbs)
+        self._host = target.host
+        self._progress = progress
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+            )
+        except OSError as error:
+            raise RemoteFailed(target.host, "ssh", f"{command[0]}: {os.strerror(error.errno or 0)}") from error
+        assert self._process.stdin and self._process.stdout
+        self.channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
+        self._said = bytearray()
+        self._listener = threading.Thread(target=self._listen, name="ssh-stderr", daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        assert self._process.stderr
+        while data := self._process.stderr.read(4 * KIB):
+            self._said += data
+            del self._said[:-_STDERR_KEPT]
+
+    def lost(self) -> RemoteFailed:
+        """Why the connection has ended, as far as can be told."""
+        try:
+            status: int | None = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            status = None
+        self._listener.join(_STDERR_S)
+        why = {_NOT_FOUND: "not-installed", _SSH_FAILED: "ssh"}.get(status or 0, "connection-lost")
+        return RemoteFailed(self._host, why, self.said or None)
+
+    @property
+    def said(self) -> str:
+        """What ssh, or the far end, has said on stderr."""
+        return self._said.decode("utf-8", "replace").strip()
+
+    def hang_up(self) -> None:
+        """End the far side by closing its input; kill ssh if that does not help."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()
+            try:
+                self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._listener.join(_STDERR_S)
+        if self._process.returncode == 0 and self.said:
+            self._progress.note(f"{self._host}: {self.said}")
+
+    def release(self) -> None:
+        """Close what is left, once nobody reads from it any more."""
+        assert self._process.stdout and self._process.stderr
+        self._process.stdout.close()
+        if not self._listener.is_alive():
+            self._process.stderr.close()
