@@ -14,7 +14,7 @@ from packnback.cli.context import Context, configured, current
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
 from packnback.cli.quantities import parse_compression, parse_tag, rfc3339, shown_duration, shown_size
-from packnback.errors import StorageFailed, UsageError
+from packnback.errors import NotAllowed, StorageFailed, UsageError
 from packnback.ids import short
 
 if TYPE_CHECKING:
@@ -203,12 +203,17 @@ def accept_rollback(
         raise UsageError("the reason is empty")
     directory = state_directory()
     key = context.load(_any_key(context))
-    with context.repository("put") as repository:
+    with context.repository("put" if isinstance(key, PutKey) else "list") as repository:
         config = repository.config
         pins.repin_repository(directory, repository.location, config.owner_id, config.repository_id)
         found = _accept_chain(repository, key, reason) if isinstance(key, PutKey) else None
-    with context.reading("list") as repository:
-        pins.ReaderPins(directory, repository.config.repository_id).replace(pins.newest(repository.snapshots()))
+    try:
+        with context.reading("list") as repository:
+            pins.ReaderPins(directory, repository.config.repository_id).replace(pins.newest(repository.snapshots()))
+    except NotAllowed:
+        # A machine that may only add backups has no reader's memory to mend.
+        if found is None:
+            raise
     if context.output.json:
         context.output.document({"repository": config.repository_id.hex(), "accepted": found})
     context.output.remark(f"Accepted ({found or 'what is there'}). Backups go on from here.")

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from packnback.crypto.keyfile import Key
     from packnback.crypto.keys import OwnerKey, PutKey, Reader
     from packnback.store.interface import Repository
-    from packnback.store.repository import LocalRepository
 
 KEY_VARIABLE = "PACKNBACK_KEY"
 
@@ -79,19 +78,10 @@ class Context:
             opened.close()
 
     @contextmanager
-    def reading(self, *verbs: str) -> Iterator[Repository]:
-        """The repository, with its index up to date and, where it is a directory, locked against compaction."""
-        with self.repository(*verbs) as opened, locations.reading(opened):
+    def reading(self, *verbs: str, wait_s: float | None = None) -> Iterator[Repository]:
+        """The repository, with its index up to date, locked against compaction."""
+        with self.repository(*verbs, wait_s=wait_s) as opened, locations.reading(opened):
             yield opened
-
-    @contextmanager
-    def directory(self) -> Iterator[LocalRepository]:
-        """The repository in a directory of this machine, closed afterwards."""
-        opened = locations.open_directory(self.location(), self.watch)
-        try:
-            yield opened
-        finally:
-            opened.close()
 
     # --- keys ----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from packnback.cli.context import Context
+from packnback.cli.location import maintenance
 from packnback.errors import StorageFailed
 
 if TYPE_CHECKING:
@@ -23,22 +24,25 @@ def unbroken(context: Context, repository: Repository) -> bool:
     Alarms are noted. The memory is not moved on over one: it goes on until `accept-rollback`.
     """
     infos = repository.snapshots()
-    alarms = [*_gaps(repository), *_rollbacks(context, repository, infos)]
+    alarms = [*_unreadable(repository), *_gaps(repository), *_rollbacks(context, repository, infos)]
     for alarm in alarms:
         context.reporter.note(alarm)
     return not alarms
 
 
-def _gaps(repository: Repository) -> list[str]:
-    """Gaps in the chains, headers kept of released snapshots included. Only beside the repository."""
+def _unreadable(repository: Repository) -> list[str]:
+    """Snapshot files that cannot be parsed: they are missing in every list. Only beside the repository."""
     from packnback.store.repository import LocalRepository
 
     if not isinstance(repository, LocalRepository):
         return []
-    from packnback.store.check import chain_findings
+    files = repository.damaged_files()
+    return [f"the snapshot file {name} cannot be read: {why}" for where, name, why in files if where == "snapshots"]
 
-    with repository.ports.index.read() as txn:
-        return [f"the chain of snapshots is broken at {f.what}: {f.why}" for f in chain_findings(txn)]
+
+def _gaps(repository: Repository) -> list[str]:
+    """Gaps in the chains, headers kept of released snapshots included."""
+    return [f"the chain of snapshots is broken at {f.what}: {f.why}" for f in maintenance(repository).gaps()]
 
 
 def _rollbacks(context: Context, repository: Repository, infos: list[SnapshotInfo]) -> list[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from packnback.errors import Refused, UsageError
+from packnback.errors import UsageError
 
 if TYPE_CHECKING:
     from packnback.events import Watch
+    from packnback.gc.maintenance import Maintenance
+    from packnback.remote.client import RemoteRepository
     from packnback.store.interface import Repository
     from packnback.store.repository import LocalRepository
 
@@ -75,24 +76,36 @@ def open_repository(
         if wait_s is not None:
             opened.wait_s = wait_s
         return opened
-    try:
-        client = import_module("packnback.remote.client")
-    except ModuleNotFoundError:
-        raise Refused("remote", "this build has no remote support") from None
-    return cast("Repository", client.open_ssh(location, verbs, watch))
+    from packnback.remote.client import open_ssh
+    from packnback.remote.transport import Target
+
+    target = Target(location.url, location.host, location.path, location.user, location.port)
+    return open_ssh(target, verbs, watch, wait_s)
 
 
-def reading(repository: Repository) -> AbstractContextManager[object]:
-    """Holds what has to be held while a repository is read: here its lock, elsewhere the far side sees to it."""
+def reading(repository: Repository, wait_s: float | None = None) -> AbstractContextManager[object]:
+    """Holds the repository's lock, shared, and sees to it that its index is up to date."""
+    return _either(repository).reading(wait_s)
+
+
+def maintenance(repository: Repository) -> Maintenance:
+    """What can be done to a repository as a whole, here or by the far side."""
     from packnback.store.repository import LocalRepository
 
-    return repository.reading() if isinstance(repository, LocalRepository) else nullcontext()
+    if isinstance(repository, LocalRepository):
+        from packnback.gc.maintenance import LocalMaintenance
+
+        return LocalMaintenance(repository)
+    return cast("RemoteRepository", repository)
 
 
-def open_directory(location: Location, watch: Watch) -> LocalRepository:
-    """The repository in a directory, for what is only done beside it. Raises UsageError for ssh locations."""
-    if isinstance(location, Ssh):
-        raise UsageError(f"this is done where the repository is: log in to {location.host} and run it there")
+def _either(repository: Repository) -> LocalRepository | RemoteRepository:
+    """There are two kinds of repository, and this module has made them all."""
+    return cast("LocalRepository | RemoteRepository", repository)
+
+
+def open_directory(location: Directory, watch: Watch) -> LocalRepository:
+    """The repository in a directory."""
     from packnback.store.local import open_local
 
     return open_local(location.path, watch)

@@ -9,6 +9,7 @@ import typer
 
 from packnback.cli import words
 from packnback.cli.context import Context, current
+from packnback.cli.location import maintenance, reading
 from packnback.cli.options import Command, family
 from packnback.cli.quantities import parse_age, parse_percent, parse_tag, shown_size
 from packnback.errors import UsageError
@@ -17,8 +18,7 @@ from packnback.ids import short
 if TYPE_CHECKING:
     from packnback.gc.compact import Compacted, CompactOptions
     from packnback.gc.retention import Policy, Verdict
-    from packnback.store.interface import SnapshotInfo
-    from packnback.store.repository import LocalRepository
+    from packnback.store.interface import Repository, SnapshotInfo
 
 app = family()
 
@@ -63,7 +63,7 @@ def forget(
     policy = _policy(within, newest, hourly, daily, weekly, monthly, yearly)
     if snapshots and (not policy.empty or client or tag):
         raise UsageError("either name snapshots, or give a policy")
-    with context.directory() as repository, repository.reading(wait):
+    with context.reading("list", "forget", wait_s=wait) as repository:
         if snapshots:
             judged = _named(repository, snapshots)
         else:
@@ -78,12 +78,10 @@ def forget(
 @app.command("recover", cls=Command)
 def recover(ctx: typer.Context, snapshots: Annotated[list[str], typer.Argument(metavar="SNAPSHOT...")]) -> None:
     """Take `forget` back, as long as nothing has been released."""
-    from packnback.gc.forget import recover as carry_out
-
     context = current(ctx)
-    with context.directory() as repository, repository.reading():
+    with context.reading("list", "forget") as repository:
         infos = _resolve_all(repository, snapshots)
-        recovered = set(carry_out(repository, [info.name for info in infos]))
+        recovered = set(maintenance(repository).recover([info.name for info in infos]))
     if context.output.json:
         context.output.document([{"id": i.id.hex(), "recovered": i.name in recovered} for i in infos])
     for info in infos:
@@ -101,13 +99,12 @@ def compact(
     wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait for a lock.")] = 0.0,
 ) -> int:
     """Release what was forgotten long enough ago, and give back the space."""
-    from packnback.gc.compact import compact as carry_out
-
     context = current(ctx)
     options = _compact_options(grace, max_waste, dry_run=dry_run, force=force, wait=wait)
-    with context.directory() as repository:
-        names = {info.name: info.id.hex() for info in _up_to_date(repository)}
-        done = carry_out(repository, options)
+    with context.repository("list", "compact") as repository:
+        with reading(repository):
+            names = {info.name: info.id.hex() for info in repository.snapshots()}
+        done = maintenance(repository).compact(options)
     if context.output.json:
         context.output.document(_compacted(done, names))
     _tell_compacted(context, done, dry_run=dry_run)
@@ -133,17 +130,15 @@ def prune(
     wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait for a lock.")] = 0.0,
 ) -> int:
     """Forget by policy, then compact."""
-    from packnback.gc.compact import compact as carry_out
-
     context = current(ctx)
     policy = _policy(within, newest, hourly, daily, weekly, monthly, yearly)
     options = _compact_options(grace, max_waste, dry_run=dry_run, force=force, wait=wait)
-    with context.directory() as repository:
-        with repository.reading(wait):
+    with context.repository("list", "forget", "compact", wait_s=wait) as repository:
+        with reading(repository):
             judged = _by_policy(context, repository, policy, client, tag)
             _carry_out(repository, judged, dry_run=dry_run, force=force)
             names = {info.name: info.id.hex() for info in repository.snapshots()}
-        done = carry_out(repository, options)
+        done = maintenance(repository).compact(options)
     if context.output.json:
         verdicts = [_verdict_row(info, verdict) for info, verdict in judged]
         context.output.document({"forget": verdicts, "compact": _compacted(done, names)})
@@ -170,36 +165,31 @@ def _compact_options(grace: str, max_waste: str, *, dry_run: bool, force: bool, 
     return CompactOptions(parse_age(grace), parse_percent(max_waste) / 100, force, dry_run, wait)
 
 
-def _up_to_date(repository: LocalRepository) -> list[SnapshotInfo]:
-    with repository.reading():
-        return repository.snapshots()
-
-
-def _resolve_all(repository: LocalRepository, named: Iterable[str]) -> list[SnapshotInfo]:
+def _resolve_all(repository: Repository, named: Iterable[str]) -> list[SnapshotInfo]:
     from packnback.restore.snapshot import resolve
 
     infos = repository.snapshots()
     return list({info.name: info for info in (resolve(word, infos) for word in named)}.values())
 
 
-def _named(repository: LocalRepository, named: Iterable[str]) -> list[tuple[SnapshotInfo, Verdict]]:
+def _named(repository: Repository, named: Iterable[str]) -> list[tuple[SnapshotInfo, Verdict]]:
     from packnback.gc.retention import Verdict
 
     return [(info, Verdict(False, [_ASKED])) for info in _resolve_all(repository, named)]
 
 
 def _by_policy(
-    context: Context, repository: LocalRepository, policy: Policy, client: str | None, tags: Sequence[str] | None
+    context: Context, repository: Repository, policy: Policy, client: str | None, tags: Sequence[str] | None
 ) -> list[tuple[SnapshotInfo, Verdict]]:
-    from packnback.gc.forget import check_clock, judge
+    from packnback.gc.forget import judge
 
     chosen = _filter(context, repository, client, tags)
     infos = [info for info in repository.snapshots() if chosen(info)]
-    return judge(infos, policy, check_clock(repository, force=True))
+    return judge(infos, policy, maintenance(repository).clock(force=True))
 
 
 def _filter(
-    context: Context, repository: LocalRepository, client: str | None, tags: Sequence[str] | None
+    context: Context, repository: Repository, client: str | None, tags: Sequence[str] | None
 ) -> Callable[[SnapshotInfo], bool]:
     """Which snapshots the policy is about: by name of client, and by tags, which only a key can read."""
     if not tags:
@@ -217,15 +207,13 @@ def _filter(
 
 
 def _carry_out(
-    repository: LocalRepository, judged: Iterable[tuple[SnapshotInfo, Verdict]], *, dry_run: bool, force: bool
+    repository: Repository, judged: Iterable[tuple[SnapshotInfo, Verdict]], *, dry_run: bool, force: bool
 ) -> None:
-    from packnback.gc.forget import check_clock, forget
-
     names = [info.name for info, verdict in judged if not verdict.keep]
     if dry_run:
-        check_clock(repository, force)
+        maintenance(repository).clock(force=force)
     elif names:
-        forget(repository, names, force=force)
+        maintenance(repository).forget(names, force=force)
 
 
 # --- telling ---------------------------------------------------------------------------------------------

@@ -10,15 +10,16 @@ import typer
 
 from packnback.cli import words
 from packnback.cli.context import Context, configured, current
-from packnback.cli.location import Ssh
+from packnback.cli.location import Directory, Ssh, maintenance
 from packnback.cli.options import Command, family
 from packnback.cli.quantities import parse_percent, shown_size
 from packnback.errors import AlreadyExists, FormatDamage, KeyCannot, UsageError
 
 if TYPE_CHECKING:
     from packnback.crypto.bundle import OwnerBundle
+    from packnback.gc.maintenance import Checked
     from packnback.store.damage import Finding
-    from packnback.store.repository import LocalRepository
+    from packnback.store.interface import Repository
 
 app = family()
 
@@ -121,60 +122,43 @@ def check(
     wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait for a lock.")] = 600.0,
 ) -> int:  # fmt: skip
     """Is the repository whole? No key is needed."""
-    from packnback.store.check import check_structure
-    from packnback.store.damage import suspects_of
-    from packnback.store.scrub import scrub
+    from packnback.gc.maintenance import CheckOptions
+    from packnback.store.local import mend_index
 
     context = current(ctx)
     if bad and not repair:
         raise UsageError("--bad goes with --repair")
-    percent = parse_percent(sample)
     bad_ids = _read_ids(bad) if bad else []
-    with context.directory() as repository:
-        with repository.reading(wait):
-            report = check_structure(repository)
-            if read_data:
-                report.damage += scrub(repository, percent)
-            suspects = suspects_of(report.damage)
-            names = {info.name: info.id.hex() for info in repository.snapshots()}
-        document: dict[str, Any] = {
-            "packs": report.packs,
-            "objects": report.objects,
-            "snapshots": report.snapshots,
-            "damage": [_finding(f, names) for f in report.damage],
-            "index_rebuilt": report.repaired,
-        }
-        remaining = report.damage
-        if repair:
-            remaining = _repair(repository, document, bad_ids, suspects, wait, names)
-    _tell_check(context, document)
-    return words.DAMAGED if remaining else words.DONE
+    options = CheckOptions(read_data, parse_percent(sample), repair, bad_ids, wait)
+    verbs = ("check", "compact") if repair else ("check",)
+    location = context.location()
+    mended = mend_index(location.path, wait) if isinstance(location, Directory) else None
+    with context.repository(*verbs) as repository:
+        checked = maintenance(repository).check(options)
+    if mended is not None:
+        checked.report.repaired.insert(0, mended)
+    _tell_check(context, _checked(checked))
+    return words.DAMAGED if checked.remaining else words.DONE
 
 
-def _repair(
-    repository: LocalRepository,
-    document: dict[str, Any],
-    bad_ids: list[bytes],
-    suspects: list[bytes],
-    wait: float,
-    names: dict[str, str],
-) -> list[Finding]:
-    """Repair, and add to the document what was done and what is wrong still."""
-    from packnback.store.check import check_structure
-    from packnback.store.repair import repair
-
-    with repository.ports.locks.exclusive(wait):
-        repository.rebuild()
-        done = repair(repository, bad_ids, suspects)
-        remaining = check_structure(repository).damage
-    document["repaired"] = {
-        "packs_quarantined": done.packs,
-        "objects_saved": done.objects_saved,
-        "objects_lost": [i.hex() for i in done.objects_lost],
-        "files_quarantined": done.files,
+def _checked(checked: Checked) -> dict[str, Any]:
+    report, done, names = checked.report, checked.repaired, checked.names
+    document: dict[str, Any] = {
+        "packs": report.packs,
+        "objects": report.objects,
+        "snapshots": report.snapshots,
+        "damage": [_finding(f, names) for f in report.damage],
+        "index_rebuilt": report.repaired,
     }
-    document["remaining"] = [_finding(f, names) for f in remaining]
-    return remaining
+    if done is not None:
+        document["repaired"] = {
+            "packs_quarantined": done.packs,
+            "objects_saved": done.objects_saved,
+            "objects_lost": [i.hex() for i in done.objects_lost],
+            "files_quarantined": done.files,
+        }
+        document["remaining"] = [_finding(f, names) for f in checked.remaining]
+    return document
 
 
 def _finding(finding: Finding, names: dict[str, str]) -> dict[str, Any]:
@@ -245,12 +229,10 @@ def stats(
     per_snapshot: Annotated[bool, typer.Option("--snapshots", help="What each snapshot alone holds, too.")] = False,
 ) -> None:
     """Sizes; with a key also how much deduplication and compression save."""
-    from packnback.store.check import stats as measure
-
     context = current(ctx)
     key = context.reader_if_any()
-    with context.directory() as repository, repository.reading():
-        sizes = measure(repository)
+    with context.reading("list") as repository:
+        sizes = maintenance(repository).stats()
         logical = None
         if key is not None:
             from packnback.restore.objects import ObjectReader
@@ -285,12 +267,10 @@ def stats(
         output.table(["SNAPSHOT", "CLIENT", "HELD ALONE"], cells, frozenset({2}))
 
 
-def _held_alone(repository: LocalRepository) -> list[dict[str, Any]]:
+def _held_alone(repository: Repository) -> list[dict[str, Any]]:
     """For each snapshot, the bytes of the records that would go with it."""
-    from packnback.gc.whatif import exclusive_bytes
-
-    index = repository.ports.index
+    alone = maintenance(repository).held_alone()
     return [
-        {"id": info.id.hex(), "client": info.client, "bytes_alone": exclusive_bytes(index, info.name)}
+        {"id": info.id.hex(), "client": info.client, "bytes_alone": alone.get(info.name, 0)}
         for info in repository.snapshots()
     ]

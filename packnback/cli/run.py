@@ -32,6 +32,7 @@ _FAMILIES = {
     "look": ("list", "ls", "find", "cat", "diff"),
     "restore": ("restore", "verify"),
     "prune": ("forget", "recover", "compact", "prune"),
+    "serve": ("serve",),
 }
 
 
