@@ -13,7 +13,7 @@ from typing import Protocol
 
 from packnback.backup.layers import Layers, Limits
 from packnback.backup.listing_cuts import ListingCuts
-from packnback.backup.ticket import Place
+from packnback.backup.ticket import Place, joined
 from packnback.format.entry import (
     INLINE_EXTENTS,
     Entry,
@@ -96,10 +96,12 @@ class LargeContent:
         )
         self.size = 0
         """Bytes covered so far."""
+        self.check = b""
+        """The keyed hash of the content, for an entry's `check`; empty if each object holds a stretch of this file."""
 
     @property
     def submitted(self) -> bool:
-        """Chunks are handed on at once."""
+        """Chunks are handed on at once, and gathered pieces when the file ends."""
         return True
 
     @property
@@ -108,26 +110,31 @@ class LargeContent:
         return len(self._coming) + INLINE_EXTENTS
 
     def add(self, extent: Place | Extent) -> None:
-        """The next stretch of the file."""
+        """The next stretch of the file. One that goes on where the last one ends, in its object, joins it."""
         self.size += extent.length
+        both = joined(self._coming[-1], extent) if self._coming else None
+        if both is not None:
+            self._coming[-1] = both
+            return
         self._coming.append(extent)
         self.settle()
 
     def settle(self) -> bool:
-        """Move extents with a known id into the list."""
+        """Move extents with a known id into the list, but for the last one, which may still grow."""
         coming = self._coming
-        while coming and (isinstance(coming[0], Extent) or coming[0].resolved):
+        while len(coming) > 1 and _is_known(coming[0]):
             self._layers.append(_known(coming.popleft()))
-        return not coming
+        return not coming or (len(coming) == 1 and _is_known(coming[0]))
 
     def describe(self, entry: Entry) -> None:
-        """Set size and extents, near or far; no extent can be added any more."""
+        """Set size, extents (near or far) and check; no extent can be added any more."""
         if self._settled is None:
             while self._coming:
                 self._layers.append(_known(self._coming.popleft()))
             self._settled = self._layers.finish()
         extents, depth = self._settled
         entry.size = self.size
+        entry.check = self.check
         if depth == 0:
             entry.extents = extents
         else:
@@ -141,6 +148,10 @@ class LargeContent:
             refs, plaintext = encode_far_object([_object_and_length(extent) for extent in extents], depth)
         object_id = self._sink.add_meta(Kind.EXTENTS, depth + 1, refs, plaintext)
         return Extent(object_id, 0, sum(extent.length for extent in extents))
+
+
+def _is_known(extent: Place | Extent) -> bool:
+    return isinstance(extent, Extent) or extent.resolved
 
 
 def _known(extent: Place | Extent) -> Extent:

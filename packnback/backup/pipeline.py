@@ -63,6 +63,16 @@ class _Hurry(IntEnum):
     """Everything is to be stored now."""
 
 
+class Question:
+    """Ids that the repository is asked for."""
+
+    __slots__ = ("answers", "ids")
+
+    def __init__(self, ids: Sequence[bytes]) -> None:
+        self.ids = ids
+        self.answers: list[bool] | None = None
+
+
 class Pipeline:
     """Stores objects through `session`. A context manager: leaving it without `drain` abandons what is under way.
 
@@ -107,6 +117,7 @@ class Pipeline:
         """Ids between their hashing and their being put, which the repository cannot know of."""
         self._lookups = {object_class: LookupBatch() for object_class in ObjectClass}
         self._to_look_up: deque[list[Job]] = deque()
+        self._questions: deque[Question] = deque()
         self._to_seal: deque[Job] = deque()
         self._shuffle = Shuffle(SEALED_LIMIT)
         self._hashing = self._looking_up = self._sealing = 0
@@ -213,6 +224,21 @@ class Pipeline:
         with self._lock:
             self._wait_until(lambda: ticket.id is not None, _Hurry.NONE)
 
+    def ask(self, ids: Sequence[bytes]) -> Question:
+        """Ask, without waiting, which of the objects `ids` (ascending) the repository has."""
+        question = Question(ids)
+        with self._lock:
+            self._check()
+            self._questions.append(question)
+            self._calls.notify()
+        return question
+
+    def answer(self, question: Question) -> list[bool]:
+        """For each of the ids, whether the object and everything it needs is there; waits for it."""
+        with self._lock:
+            self._wait_until(lambda: question.answers is not None, _Hurry.NONE)
+        return question.answers or []
+
     def drain(self) -> None:
         """Return when everything that was handed in is durable in the repository."""
         with self._lock:
@@ -280,6 +306,8 @@ class Pipeline:
                 if self._to_look_up:
                     self._looking_up += 1
                     return partial(self._look_up, self._to_look_up.popleft())
+                if self._questions:
+                    return partial(self._answer, self._questions.popleft())
                 jobs = self._shuffle.slice() or self._order.take_meta(hurry=self._hurry is _Hurry.ALL)
                 if jobs:
                     return partial(self._put, jobs)
@@ -307,6 +335,8 @@ class Pipeline:
     def _hash(self, job: Job) -> None:
         began = time.perf_counter_ns()
         object_id = self.sealer.object_id(job.kind, job.refs, job.plaintext)
+        if job.ticket is not None and job.ticket.inspect is not None:
+            job.ticket.inspect(job.plaintext)
         spent = time.perf_counter_ns() - began
         with self._lock:
             self._spent_ns["hash"] += spent
@@ -388,6 +418,14 @@ class Pipeline:
                 self._meta_bytes += job.record_length - job.size
             self._calls.notify()
             self._send_early()
+
+    def _answer(self, question: Question) -> None:
+        began = time.perf_counter_ns()
+        answers = self._session.has(question.ids)
+        with self._lock:
+            self._spent_ns["look-up"] += time.perf_counter_ns() - began
+            question.answers = answers
+            self._caller.notify()
 
     def _put(self, jobs: list[Job]) -> None:
         began = time.perf_counter_ns()

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 
-from packnback.backup.ticket import Place
+from packnback.backup.ticket import Place, stretch
 from packnback.format.entry import Extent
 
 
@@ -45,7 +45,7 @@ class FileRuns:
             self._push(False, count)
         return count
 
-    def place(self, chunk: Place) -> Iterator[Place | Extent]:
+    def place(self, chunk: Place | Extent) -> Iterator[Place | Extent]:
         """The stretches of the file that the next `chunk.length` bytes of data cover, holes before them included."""
         taken = 0
         while taken < chunk.length:
@@ -54,7 +54,7 @@ class FileRuns:
                 yield Extent(None, 0, length)
                 continue
             used = min(length, chunk.length - taken)
-            yield Place(chunk.ticket, chunk.start + taken, used)
+            yield stretch(chunk, taken, used)
             taken += used
             if used < length:
                 self._runs.appendleft((False, length - used))

@@ -53,6 +53,15 @@ class ChunkStream:
 
         Must be consumed to its end. What `read` raises passes through; the next file is not affected.
         """
+        for buffer, data, pieces in self.chunks(read):
+            yield Place(self._sink.add_data(data, lease=buffer), 0, len(data)), pieces
+
+    def chunks(self, read: Read) -> Iterator[tuple[Buffer, memoryview, list[int]]]:
+        """Cut one file: for each chunk in order, its bytes, the buffer in which they lie, the lengths of its pieces.
+
+        The bytes stay where they are until the next chunk is asked for, and as long as an object that was handed
+        in with that buffer needs them. Must be consumed to its end.
+        """
         cutter = Cutter(self._chunk_key)
         self._start = self._fill
         final = False
@@ -61,9 +70,7 @@ class ChunkStream:
             final = self._read_step(buffer, read)
             data = buffer.view[self._start : self._fill]
             for chunk in cutter.feed(data, final=final):
-                end = chunk.offset + chunk.length
-                ticket = self._sink.add_data(data[chunk.offset : end], lease=buffer)
-                yield Place(ticket, 0, chunk.length), chunk.pieces
+                yield buffer, data[chunk.offset : chunk.offset + chunk.length], chunk.pieces
                 self._start += chunk.length
 
     def close(self) -> None:

@@ -6,8 +6,10 @@ the bundle is closed. Listings hold on to places until both are settled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from packnback.crypto.derive import Buffer as Bytes
 from packnback.format.entry import Extent
 
 
@@ -21,7 +23,7 @@ class Resolver(Protocol):
 class Ticket:
     """One data object to be. `id` is None until it has been hashed; `shift` is settled before that."""
 
-    __slots__ = ("_resolver", "id", "shift", "submitted")
+    __slots__ = ("_resolver", "id", "inspect", "shift", "submitted")
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
@@ -30,6 +32,8 @@ class Ticket:
         """Bytes that were put in front of everything else in the object."""
         self.submitted = False
         """Whether the object is complete; the one of an open bundle is not, and must not be waited for."""
+        self.inspect: Callable[[Bytes], None] | None = None
+        """Shown the plaintext by the thread that hashes it, before there is an id."""
 
     def wait(self) -> bytes:
         """The id, as soon as there is one. Raises what stopped the pipeline."""
@@ -55,3 +59,21 @@ class Place(NamedTuple):
     def extent(self) -> Extent:
         """The place as an extent of a listing; waits for the id."""
         return Extent(self.ticket.wait(), self.start + self.ticket.shift, self.length)
+
+
+def stretch(extent: Place | Extent, at: int, length: int) -> Place | Extent:
+    """`length` bytes of an extent, from `at` within it."""
+    if isinstance(extent, Place):
+        return Place(extent.ticket, extent.start + at, length)
+    return Extent(extent.id, extent.offset + at, length)
+
+
+def joined(first: Place | Extent, second: Place | Extent) -> Place | Extent | None:
+    """Two extents as one, if the second goes on in the same object where the first ends; else None."""
+    if isinstance(first, Place):
+        if isinstance(second, Place) and first.ticket is second.ticket and first.start + first.length == second.start:
+            return Place(first.ticket, first.start, first.length + second.length)
+    elif isinstance(second, Extent) and first.id is not None and first.id == second.id:
+        if first.offset + first.length == second.offset:
+            return Extent(first.id, first.offset, first.length + second.length)
+    return None
