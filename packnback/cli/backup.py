@@ -64,8 +64,10 @@ def backup(
 ) -> int:
     """Back up directories and files: one snapshot."""
     from packnback.backup.save import SaveOptions, save
+    from packnback.cli.memory import keep_large_blocks
 
     context = current(ctx)
+    keep_large_blocks()
     walk = _walk_options(exclude, exclude_from, exclude_caches, exclude_if_present, one_file_system)
     with ExitStack() as stack:
         stream = _stream(stack, paths or [], stdin, exec_, dry_run=dry_run)
