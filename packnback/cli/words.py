@@ -204,6 +204,10 @@ _REFUSALS = {
     ),
     "empty policy": Words("no rule says what to keep", "give at least one of the --keep options"),
     "remote": Words("ssh:// cannot be used", "name a directory"),
+    "contradiction": Words(
+        "another backup by a key of the same group has stored something else under an id of this one",
+        "run it again; if it happens again, the key of a client in this group was stolen or is misused",
+    ),
     "memory": Words("there is not enough memory to open this key", "close other programs, or use another machine"),
 }
 

@@ -44,6 +44,16 @@ def is_complete(txn: ReadTxn, object_id: bytes) -> bool:
     return txn.get("objects", object_id) is not None and txn.get("incomplete", object_id) is None
 
 
+def contradicts(txn: ReadTxn, object_id: bytes, facts: tuple[int, int, bytes]) -> bool:
+    """Whether a copy with these facts (kind, level, refs) is another object than the one known by its id."""
+    known = lookup(txn, object_id)
+    if known is None:
+        return False
+    stored = txn.get("refs", object_id)
+    refs = b"" if stored is None else rows.unseal("refs", object_id, stored)
+    return (known.kind, known.level, refs) != facts
+
+
 def used_bytes(txn: ReadTxn, client_id: bytes) -> int:
     """Bytes of all records of a client, dead or alive: what its quota is compared with."""
     return sum(rows.decode_usage(key, value) for key, value in txn.scan("usage", client_id))
@@ -404,5 +414,3 @@ class Ledger:
         while batch := list(islice(self.txn.scan(table, start=start), _BATCH)):
             yield batch
             start = batch[-1][0] + b"\0"
-
-

@@ -37,7 +37,7 @@ from packnback.store import adoption, catalog, layout
 from packnback.store.index import WriteTxn
 from packnback.store.packer import EnvelopeFacts, Packer
 from packnback.store.quarantine import put_aside
-from packnback.store.refcount import Ledger, lookup, pack_row
+from packnback.store.refcount import Ledger, contradicts, lookup, pack_row
 from packnback.store.repository import LocalRepository
 from packnback.store.scrub import read_what_can_be_read, scrub_pack
 
@@ -214,12 +214,7 @@ def _envelope_facts(whole: bytes, record: Record) -> EnvelopeFacts | None:
 
 def _contradicts(repository: LocalRepository, record: Record) -> bool:
     with repository.ports.index.read() as txn:
-        row = lookup(txn, record.id)
-        if row is None:
-            return False
-        refs = txn.get("refs", record.id)
-        same_refs = refs is None or rows.unseal("refs", record.id, refs) == record.refs
-        return (row.kind, row.level) != (record.kind, record.level) or not same_refs
+        return contradicts(txn, record.id, (record.kind, record.level, record.refs))
 
 
 def _publish(repository: LocalRepository, packer: Packer) -> None:

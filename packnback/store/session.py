@@ -4,7 +4,9 @@
 
 - A meta pack is published only after every data pack that its refs need: closing the meta pack closes the data
   pack first.
-- A row is written only after the pack that it names is durable under its name.
+- A row is written only after the pack that it names is durable under its name; both inside one transaction, which
+  has seen that no other session gave one of its ids to something else.
+- A pack that could not be published ends the session: what was in it passed for stored, and is nowhere.
 - The snapshot file, the commit point, is published only when a transaction has seen its root *complete*, and
   inside that same transaction: so no two writers can take the same receipt counter, and none can commit
   against an index that somebody has just thrown away.
@@ -17,6 +19,7 @@ envelope, certificate, chain). Two things are taken on trust when the client is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,8 +28,10 @@ from packnback.errors import (
     ClientTimeRefused,
     ClockRefused,
     FormatDamage,
+    IndexDamage,
     NotAllowed,
     ObjectMissing,
+    Poisoned,
     Refused,
     SnapshotDamage,
     StaleSequence,
@@ -39,9 +44,9 @@ from packnback.ids import LEVEL_LIMIT, Kind, ObjectClass, class_of
 from packnback.store import adoption, catalog, layout
 from packnback.store.index import Index, ReadTxn, WriteTxn
 from packnback.store.interface import Committed, Head
-from packnback.store.packer import EnvelopeFacts, Packer
-from packnback.store.reconcile import Truth, rebuild_in_order, reconcile
-from packnback.store.refcount import Ledger, is_complete, lookup
+from packnback.store.packer import BuiltPack, EnvelopeFacts, Packer
+from packnback.store.reconcile import Truth, reconcile
+from packnback.store.refcount import Ledger, contradicts, is_complete, lookup
 
 T = TypeVar("T")
 
@@ -89,12 +94,15 @@ class LocalSession:
         self._open: dict[ObjectClass, dict[bytes, Record]] = {c: {} for c in ObjectClass}
         self._envelopes: dict[bytes, EnvelopeFacts] = {}
         self._generation = index.generation
+        self._lost: str | None = None
+        """The pack that could not be published: what was in it, and passed for open, is nowhere."""
         self.bytes_published = 0
 
     # --- objects ------------------------------------------------------------------------------------------
 
     def has(self, ids: Sequence[bytes]) -> list[bool]:
         """See `interface.Session.has`. Ids of another domain are refused: nobody probes his neighbours."""
+        self._refuse_if_lost()
         tag = self._client.domain_id[:8]
         if any(i[:8] != tag for i in ids):
             raise NotAllowed("has", "foreign domain")
@@ -103,10 +111,22 @@ class LocalSession:
     def _read(self, body: Callable[[ReadTxn], T]) -> T:
         """Run `body` on the index that we have reconciled, not on one that somebody has just made anew."""
         while True:
-            with self._index.read() as txn:
-                if self._index.generation == self._generation:
-                    return body(txn)
+            try:
+                with self._index.read() as txn:
+                    if self._index.generation == self._generation:
+                        return body(txn)
+            except IndexDamage:
+                self._index.discard()
             self._catch_up()
+
+    def _write(self, body: Callable[[WriteTxn], T]) -> T:
+        """Run `body`; on a damaged index, after everything was derived anew. A view is no reason to stop."""
+        try:
+            return self._index.write(body)
+        except IndexDamage:
+            self._index.discard()
+            self._catch_up()
+            return self._index.write(body)
 
     def _catch_up(self) -> None:
         self._generation = self._index.generation
@@ -117,6 +137,7 @@ class LocalSession:
 
     def put(self, records: Iterable[bytes | bytearray]) -> None:
         """See `interface.Session.put`."""
+        self._refuse_if_lost()
         for data in records:
             record = record_format.parse(data, checksum=not self._self_stamped)
             if record.length != len(data):
@@ -189,6 +210,7 @@ class LocalSession:
 
     def flush(self) -> None:
         """See `interface.Session.flush`: data packs first."""
+        self._refuse_if_lost()
         self._publish(ObjectClass.DATA)
         self._publish(ObjectClass.META)
 
@@ -197,18 +219,33 @@ class LocalSession:
         if not packer:
             return
         built = packer.finish()
-        self._truth.blobs.publish(layout.pack_path(built.name.hex()), built.buffers)
+        path = layout.pack_path(built.name.hex())
+        try:
+            self._write(lambda txn: self._publish_in(txn, path, built))
+        except BaseException:
+            self._lost = path
+            raise
         self.bytes_published += built.size
-
-        def adopt(txn: WriteTxn) -> int:
-            ledger = Ledger(txn)
-            ledger.adopt_pack(built.name, built.size, built.footer)
-            ledger.settle()
-            return ledger.conflicts
-
-        if self._index.write(adopt):
-            rebuild_in_order(self._truth, self._index)  # another session stored one of these ids otherwise
         self._open[object_class].clear()
+
+    def _publish_in(self, txn: WriteTxn, path: str, built: BuiltPack) -> None:
+        """Publish a pack and adopt it, unless it contradicts what the index has.
+
+        Of two sessions that give one id to different objects, the second is refused while nothing of it is
+        published: two packs that contradict each other would keep everybody from deleting.
+        """
+        for row in built.footer.records:
+            if contradicts(txn, row.id, (row.kind, row.level, row.refs)):
+                raise Refused("contradiction", row.id.hex())
+        with suppress(AlreadyExists):  # from an earlier run of this transaction: nobody else draws this name
+            self._truth.blobs.publish(path, built.buffers)
+        ledger = Ledger(txn)
+        ledger.adopt_pack(built.name, built.size, built.footer)
+        ledger.settle()
+
+    def _refuse_if_lost(self) -> None:
+        if self._lost is not None:
+            raise Poisoned(self._lost)
 
     @property
     def bytes_pending(self) -> int:
@@ -228,7 +265,7 @@ class LocalSession:
         self._check_identity(name, file)
         self.flush()
         try:
-            return self._index.write(lambda txn: self._commit_in(txn, name, file))
+            return self._write(lambda txn: self._commit_in(txn, name, file))
         except (IndexReplaced, ObjectMissing):
             # Rows that we knew are gone: somebody threw the index away. The directories still tell.
             self._catch_up()
