@@ -8,22 +8,24 @@ The order, each step durable before the next begins:
 3. Plan from the counts. If nothing is to be deleted, stop here: no pack has been read.
 4. Derive the whole index again from the footers and compare: the counts that decide are confirmed or nothing is
    deleted.
-5. Copy the live records of the packs to be rewritten, byte for byte, each checksum checked, into new packs;
-   publish each, then adopt it. A pack with rot in a live record is left as it is.
-6. Delete. Before each pack goes it is checked once more that every live object in it also stands, verified, in a
-   pack that stays.
-7. A barrier, then reconcile takes the rows away.
+5. Delete the packs without a live record: on a full disk, this makes room for the rest.
+6. Copy the live records of the packs to be rewritten, byte for byte, each checksum checked, into new packs;
+   publish each, then adopt it. A pack with rot in a live record is left as it is. When the disk is full, go on
+   with what was copied by then.
+7. Delete. Before each pack goes (in 5, too) it is checked once more that every live object in it also stands,
+   verified, in a pack that stays.
+8. A barrier, then reconcile takes the rows away.
 
 Killed anywhere, it has lost nothing, and the next run finishes the job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from packnback.errors import BlobMissing, DamageBlocks, FormatDamage, PackDamage, Refused
+from packnback.errors import BlobMissing, DamageBlocks, DiskFull, FormatDamage, PackDamage, Refused
 from packnback.format import record as record_format
 from packnback.format import rows
 from packnback.format.pack import EnvelopeRow, Footer, RecordRow
@@ -119,9 +121,7 @@ def _refuse_damage(
         raise DamageBlocks("snapshots that were put aside", aside)
 
 
-def _compact(
-    repository: LocalRepository, held: Held, expired: Sequence[SnapshotInfo], max_waste: float
-) -> Compacted:
+def _compact(repository: LocalRepository, held: Held, expired: Sequence[SnapshotInfo], max_waste: float) -> Compacted:
     repository.ports.blobs.sweep_tmp()
     with repository.ports.index.read() as txn:
         returned = returned_files(txn)
@@ -133,11 +133,7 @@ def _compact(
         objects = txn.count("objects")
     if not plan.empty:
         _confirm_counts(repository)
-        run = _Run(repository, plan, done)
-        run.rewrite()
-        held.confirm()
-        run.delete()
-        repository.reconcile()
+        _Run(repository, held, plan, done).run()
     with repository.ports.index.read() as txn:
         done.objects_dropped = objects - txn.count("objects")
         _measure(txn, done)
@@ -180,8 +176,9 @@ def _confirm_counts(repository: LocalRepository) -> None:
 class _Run:
     """One rewriting and deleting, as planned."""
 
-    def __init__(self, repository: LocalRepository, plan: Plan, done: Compacted) -> None:
+    def __init__(self, repository: LocalRepository, held: Held, plan: Plan, done: Compacted) -> None:
         self._repository = repository
+        self._held = held
         self._truth = repository.truth
         self._index = repository.ports.index
         self._plan = plan
@@ -189,6 +186,20 @@ class _Run:
         self._packers = {c: Packer(repository.ports.random) for c in ObjectClass}
         self._leaving = {*plan.drop, *plan.rewrite}
         self._outputs: set[bytes] = set()
+        self._deleted: set[bytes] = set()
+
+    def run(self) -> None:
+        """Steps 5 to 8 of the module's docstring. Raises DiskFull only after all this."""
+        self.drop()
+        full: DiskFull | None = None
+        try:
+            self.rewrite()
+        except DiskFull as error:
+            full = error
+        self.delete()
+        self._repository.reconcile()
+        if full is not None:
+            raise full
 
     # --- rewriting ------------------------------------------------------------------------------------------
 
@@ -235,11 +246,7 @@ class _Run:
     def _is_live_here(self, txn: ReadTxn, row: RecordRow, name: bytes) -> bool:
         """Whether this is the primary copy of a live object."""
         found = lookup(txn, row.id)
-        return (
-            found is not None
-            and txn.get("counts", row.id) is not None
-            and pack_row(txn, found.pack).name == name
-        )
+        return found is not None and txn.get("counts", row.id) is not None and pack_row(txn, found.pack).name == name
 
     def _read(self, name: bytes, live: Sequence[RecordRow]) -> list[tuple[bytes, Record]]:
         """The records, each checked against its own checksum and the footer's. Raises FormatDamage."""
@@ -282,20 +289,30 @@ class _Run:
 
     # --- deleting -------------------------------------------------------------------------------------------
 
+    def drop(self) -> None:
+        """Delete the packs that nothing live stands in."""
+        self._delete(self._plan.drop)
+
     def delete(self) -> None:
-        """Delete the packs that are not needed any more, each after its last check; then a barrier.
+        """Delete the packs that are not needed any more."""
+        self._delete(self._leaving - self._deleted)
+        self._done.bytes_freed -= self._done.bytes_written
+
+    def _delete(self, names: Iterable[bytes]) -> None:
+        """Delete those of the packs that pass their last check; then a barrier.
 
         Meta packs go first: a crash in between then leaves dead data without its dead pages, not the reverse.
         """
+        self._held.confirm()
         blobs = self._truth.blobs
-        for name in sorted(self._leaving, key=self._meta_first):
+        for name in sorted(names, key=self._meta_first):
             if name in self._outputs or not self._is_superfluous(name):
                 continue
             self._done.bytes_freed += blobs.size(layout.pack_path(name.hex()))
             blobs.delete(layout.pack_path(name.hex()))
+            self._deleted.add(name)
             self._done.packs_deleted += 1
         blobs.barrier()
-        self._done.bytes_freed -= self._done.bytes_written
 
     def _meta_first(self, name: bytes) -> tuple[int, bytes]:
         with self._index.read() as txn:
