@@ -208,14 +208,14 @@ class _Run:
         options = self._options
         asked = self._roots.paths if self._roots is not None else ()
         return Metadata(
-            host=options.host or os.uname().nodename,
+            host=_utf8(options.host or os.uname().nodename),
             paths=asked if options.stream is None else (options.stream.name,),
             started_ns=self._started_ns,
             files=root.totals.files,
             directories=tree.directories,
             bytes=root.totals.bytes,
             unreadable=len(self._result.errors),
-            tags=dict(options.tags),
+            tags={_utf8(name): _utf8(value) for name, value in options.tags.items()},
             users=_names(tree.users, lambda number: pwd.getpwuid(number).pw_name),
             groups=_names(tree.groups, lambda number: grp.getgrgid(number).gr_name),
             program=f"packnback {packnback.__version__}",
@@ -227,7 +227,12 @@ def _names(numbers: Iterable[int], name_of: Callable[[int], str]) -> dict[int, s
     names: dict[int, str] = {}
     for number in numbers:
         try:
-            names[number] = name_of(number)
+            names[number] = _utf8(name_of(number))
         except KeyError:
             continue
     return names
+
+
+def _utf8(text: str) -> str:
+    """`text` with what no encoding has, such as bytes that the system could not decode, as question marks."""
+    return text.encode("utf-8", "replace").decode()

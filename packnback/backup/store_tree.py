@@ -28,7 +28,7 @@ from packnback.backup.walk import Part
 from packnback.crypto.keys import PutKey
 from packnback.errors import StorageFailed
 from packnback.events import Watch
-from packnback.format.entry import BLOCK, CHAR, DIRECTORY, FIFO, FILE, SOCKET, SYMLINK, Entry
+from packnback.format.entry import BLOCK, CHAR, DIRECTORY, FIFO, FILE, SOCKET, SYMLINK, TARGET_LIMIT, Entry
 
 _TYPE_MASK = 0o170000
 _TYPES = {
@@ -41,6 +41,8 @@ _TYPES = {
     stat.S_IFSOCK: SOCKET,
 }
 _STREAM_MODE = 0o600
+_TIME_LIMIT = 1 << 63
+"""Nanoseconds from 1970: the years 1677 to 2262. There are file systems that keep any year that is asked for."""
 
 
 class TreeStore:
@@ -165,7 +167,11 @@ class TreeStore:
 
     def _add_other(self, part: Part, name: bytes, path: bytes, status: os.stat_result, entries: list[Entry]) -> bool:
         """Record what is not a regular file; whether nothing of it is missing."""
-        entry = _entry(name, _TYPES[status.st_mode & _TYPE_MASK], status)
+        kind = _TYPES.get(status.st_mode & _TYPE_MASK)
+        if kind is None:
+            self._report(path, "is of a type that nobody knows; its file system is damaged")
+            return False
+        entry = _entry(name, kind, status)
         if entry.type == SYMLINK:
             try:
                 entry.target = os.readlink(name, dir_fd=part.fd)
@@ -173,6 +179,9 @@ class TreeStore:
                 return False
             except OSError as error:
                 self._report(path, os.strerror(error.errno or 0))
+                return False
+            if not 0 < len(entry.target) <= TARGET_LIMIT:
+                self._report(path, f"is a symbolic link to a name of {len(entry.target)} bytes")
                 return False
         elif entry.type in (CHAR, BLOCK):
             entry.rdev = status.st_rdev
@@ -218,4 +227,6 @@ class _Rejoined:
 
 
 def _entry(name: bytes, kind: int, status: os.stat_result) -> Entry:
-    return Entry(name, kind, status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns)
+    # A time that no reader takes would make the whole directory unreadable; it is anybody's to set with touch.
+    mtime_ns = min(max(status.st_mtime_ns, -_TIME_LIMIT), _TIME_LIMIT - 1)
+    return Entry(name, kind, status.st_mode & 0o7777, status.st_uid, status.st_gid, mtime_ns)

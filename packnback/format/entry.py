@@ -42,6 +42,8 @@ _MODE_LIMIT = 1 << 12
 _U32 = 1 << 32
 _SIZE_LIMIT = 1 << 63
 NAME_LIMIT = 255
+TARGET_LIMIT = 4096
+"""Most bytes in the target of a symbolic link; at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,7 @@ def _decode_rare(entry: Entry, rare: Any, ids: Sequence[bytes], used: set[int]) 
             entry.far_depth = value[0]
             entry.far = decode_far(value[1:], ids, used)
         elif key in (_TARGET, _LINK):
-            cbor.expect(type(value) is bytes and 0 < len(value) <= 4096, _WHAT, "target or link key")
+            cbor.expect(type(value) is bytes and 0 < len(value) <= TARGET_LIMIT, _WHAT, "target or link key")
             cbor.expect(key == _LINK or b"\0" not in value, _WHAT, "a target that is no path")
             setattr(entry, "target" if key == _TARGET else "link_key", value)
         elif key == _RDEV:

@@ -8,11 +8,12 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from memory_repository import MemoryRepository, SavedTree, TreeReader
 
-from packnback.backup import disguise, listing_cuts, walk
+from packnback.backup import disguise, listing_cuts, store_tree, walk
 from packnback.backup import save as save_module
 from packnback.backup.exclude import Excludes
 from packnback.backup.reuse import Visit
@@ -225,6 +226,66 @@ def test_every_type_of_file(bench: Bench) -> None:
         assert found[b"null"].rdev == os.makedev(1, 3)
     assert result.errors == []
     assert result.files == 1
+
+
+@pytest.mark.parametrize("year", [1, 1677, 2262, 2300, 9999])
+def test_a_time_beyond_the_format_does_not_cost_the_directory(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, year: int
+) -> None:
+    """Whoever may write into a directory may set any time there; file systems differ in what they keep of it."""
+    (bench.source / "innocent").write_text("kept")
+    (bench.source / "odd").write_text("kept, too")
+    far_ns = (year - 1970) * 31_556_952 * 10**9
+    genuine = store_tree._entry
+    seen = []
+
+    def entry(name: bytes, kind: int, status: os.stat_result) -> Entry:
+        if name == b"odd":
+            seen.append(name)
+            status = SimpleNamespace(  # type: ignore[assignment]
+                st_mode=status.st_mode, st_uid=status.st_uid, st_gid=status.st_gid, st_mtime_ns=far_ns
+            )
+        return genuine(name, kind, status)
+
+    monkeypatch.setattr(store_tree, "_entry", entry)
+    assert bench.save().errors == []
+    assert seen == [b"odd"]
+    tree = bench.tree()
+    assert bench.content(tree, "innocent") == b"kept"
+    assert bench.content(tree, "odd") == b"kept, too"
+    assert bench.below(tree)[b"odd"].mtime_ns == min(max(far_ns, -(1 << 63)), (1 << 63) - 1)
+
+
+@pytest.mark.parametrize("target", [b"", b"x" * 4097])
+def test_a_link_to_no_possible_name_does_not_cost_the_directory(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, target: bytes
+) -> None:
+    (bench.source / "innocent").write_text("kept")
+    (bench.source / "link").symlink_to("innocent")
+    monkeypatch.setattr(os, "readlink", lambda *_, **__: target)
+    result = bench.save()
+    assert result.errors == [
+        (os.fsencode(bench.source / "link"), f"is a symbolic link to a name of {len(target)} bytes")
+    ]
+    assert bench.below(bench.tree()).keys() == {b"innocent"}
+
+
+def test_a_file_of_no_known_type_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bench.source / "innocent").write_text("kept")
+    os.mkfifo(bench.source / "odd")
+    monkeypatch.delitem(store_tree._TYPES, stat.S_IFIFO)
+    result = bench.save()
+    assert [path for path, _ in result.errors] == [os.fsencode(bench.source / "odd")]
+    assert bench.below(bench.tree()).keys() == {b"innocent"}
+
+
+def test_names_that_are_not_utf8_do_not_stop_a_backup_at_its_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bench.source / "file").write_text("kept")
+    monkeypatch.setattr(save_module.pwd, "getpwuid", lambda _: SimpleNamespace(pw_name="j\udcf6rg"))
+    assert bench.save(host="h\udcff", tags={"k": "v\udcfe"}).published is not None
+    assert bench.content(bench.tree(), "file") == b"kept"
 
 
 def test_extended_attributes(bench: Bench) -> None:
