@@ -18,6 +18,7 @@ from packnback.ids import MIB
 from packnback.store.index import TABLES, ReadTxn, WriteTxn
 
 _DAMAGED = 4
+_PROBE = b"probe"
 _TIMEOUT_S = 3600.0
 
 
@@ -67,6 +68,9 @@ def _read_everything(directory: str) -> None:
             _read_table(txn, table, directory)
     with suppress(_Enough):
         index.write(_look_for_room)
+    # A commit is what reads the tree of free pages.
+    index.write(lambda txn: txn.put("meta", _PROBE, b""))
+    index.write(lambda txn: txn.delete("meta", _PROBE))
     index.close()
 
 
@@ -88,7 +92,7 @@ class _Enough(Exception):
 
 def _look_for_room(txn: WriteTxn) -> None:
     """LMDB reads its list of free pages when something large wants a place."""
-    txn.put("meta", b"probe", bytes(MIB))
+    txn.put("meta", _PROBE, bytes(MIB))
     raise _Enough
 
 

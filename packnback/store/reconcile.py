@@ -21,7 +21,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from packnback.errors import BlobMissing
+from blake3 import blake3
+
+from packnback.errors import BlobMissing, IndexDamage
 from packnback.events import Watch
 from packnback.format import rows
 from packnback.format.rows import SnapshotRow
@@ -35,6 +37,8 @@ from packnback.store.refcount import Ledger
 
 _BATCH_RECORDS = 100_000
 """About so many records are adopted in one transaction."""
+_JUDGED_BY = b"judged by"
+"""Row in ``meta``: repository id and hash of the owner's bundle."""
 _DIRECTORIES = {"snapshots": layout.SNAPSHOTS, "markers": layout.FORGOTTEN, "batches": layout.HEADERS}
 
 
@@ -95,9 +99,15 @@ def listed_names(truth: Truth) -> Names:
 
 
 def reconcile(truth: Truth, index: Index) -> Reconciled:
-    """Bring the index up to the directories. The caller holds the lock, shared or exclusive."""
+    """Bring the index up to the directories. The caller holds the lock, shared or exclusive.
+
+    Raises IndexDamage for an index to be thrown away, be it another repository's.
+    """
     with index.read() as txn:
+        marked = _is_marked(truth, txn)
         before = known_names(txn)
+    if not marked:
+        index.write(lambda txn: txn.put("meta", _JUDGED_BY, rows.seal(_JUDGED_BY, _identity(truth))))
     listed = listed_names(truth)
     new, gone = listed.minus(before), before.minus(listed)
     if not new and not gone:
@@ -109,6 +119,20 @@ def reconcile(truth: Truth, index: Index) -> Reconciled:
     if conflicts or (removed and _has_conflicts(index)):
         rebuild_in_order(truth, index)
     return Reconciled(len(new.packs), len(new.others["snapshots"]), removed)
+
+
+def _identity(truth: Truth) -> bytes:
+    return truth.repository_id + blake3(truth.owner_bundle).digest(16)
+
+
+def _is_marked(truth: Truth, txn: ReadTxn) -> bool:
+    """Whether the index says whose it is. Raises IndexDamage when it is another repository's, or was filled under
+    a config that was not the right one: its files were judged by other rules.
+    """
+    value = txn.get("meta", _JUDGED_BY)
+    if value is not None and rows.unseal("meta", _JUDGED_BY, value) != _identity(truth):
+        raise IndexDamage("meta", "belongs to another repository")
+    return value is not None
 
 
 def _settle(truth: Truth, new: Names) -> None:

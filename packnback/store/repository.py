@@ -27,7 +27,7 @@ from packnback.format.config import Config
 from packnback.store import catalog, layout
 from packnback.store.blobs import BlobStore
 from packnback.store.fetch import Fetcher
-from packnback.store.index import Index, WriteTxn
+from packnback.store.index import Index
 from packnback.store.interface import Fetched, SnapshotInfo
 from packnback.store.lock import Held, Locks
 from packnback.store.lost_config import repository_id_of
@@ -93,11 +93,11 @@ class LocalRepository:
             return self.rebuild()
 
     def rebuild(self) -> Reconciled:
-        """Throw away every row and derive the index from the directories."""
-        try:
-            self.ports.index.write(_empty)
-        except IndexDamage:
-            self.ports.index.discard()
+        """Throw the index away, files and all, and derive it from the directories.
+
+        Clearing its tables would not do: LMDB refuses to, or goes on using the pages that are damaged.
+        """
+        self.ports.index.discard()
         return reconcile(self.truth, self.ports.index)
 
     @contextmanager
@@ -177,11 +177,6 @@ class LocalRepository:
     def close(self) -> None:
         """Close the index. Locks are held by `reading` and `session` alone."""
         self.ports.index.close()
-
-
-def _empty(txn: WriteTxn) -> None:
-    for table in rows.TABLES:
-        txn.clear(table)
 
 
 def create(blobs: BlobStore, location: str, owner_bundle: bytes, random: Callable[[int], bytes]) -> Config:

@@ -20,7 +20,7 @@ import pytest
 
 from packnback import errors
 from packnback.store import index_files
-from packnback.store.index import WriteTxn
+from packnback.store.index import TABLES, WriteTxn
 from packnback.store.lmdb_index import MAP_SIZE, LmdbIndex, destroy, probe
 
 BALLAST = 1 << 20
@@ -168,10 +168,17 @@ class TestDamage:
         assert value(index, b"k") is None
         index.close()
 
-    def test_the_probe_finds_nothing_in_a_sound_index(self, filled: Path) -> None:
-        before = (filled / "data.mdb").read_bytes()
+    def test_the_probe_finds_nothing_in_a_sound_index_and_leaves_nothing_in_it(self, filled: Path) -> None:
+        def rows_of(directory: Path) -> dict[str, list[tuple[bytes, bytes]]]:
+            index = open_index(directory)
+            with index.read() as txn:
+                rows = {table: list(txn.scan(table)) for table in TABLES}
+            index.close()
+            return rows
+
+        before = rows_of(filled)
         assert probe(str(filled)) is None
-        assert (filled / "data.mdb").read_bytes() == before
+        assert rows_of(filled) == before
 
     def test_the_probe_works_while_the_index_is_in_use(self, filled: Path) -> None:
         index = open_index(filled)
