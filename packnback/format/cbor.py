@@ -7,6 +7,7 @@ comparison also refuses trailing bytes and integers that are longer than they ne
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import cbor2
@@ -74,9 +75,14 @@ def expect_version(value: object, what: str, supported: int = 1) -> None:
         raise UnsupportedVersion(what, value, supported)  # type: ignore[arg-type]
 
 
+def all_of_type(values: Iterable[object], wanted: type) -> bool:
+    """Whether every one of `values` is of exactly that type."""
+    return set(map(type, values)) <= {wanted}
+
+
 def uint_list(value: object, what: str, limit: int = 1 << 63) -> list[int]:
     """`value` as a list of ints in [0, limit), or FormatDamage."""
-    if type(value) is not list or not all(type(x) is int for x in value):
+    if type(value) is not list or not all_of_type(value, int):
         raise FormatDamage(what, "not a list of integers")
     if value and (min(value) < 0 or max(value) >= limit):
         raise FormatDamage(what, "integer out of range")

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice
+from operator import lt
 from typing import Any
 
 from packnback.errors import FormatDamage
@@ -37,6 +38,7 @@ CHECK_LEN = 8
 # Keys of the map of rare attributes.
 _EXTENTS, _FAR, _TARGET, _RDEV, _LINK, _XATTRS, _IMPLICIT = range(1, 8)
 _TYPES = frozenset(b"fdlpcbs")
+_SPECIAL = frozenset((b".", b".."))
 _WHAT = "directory entries"
 _MODE_LIMIT = 1 << 12
 _U32 = 1 << 32
@@ -164,23 +166,25 @@ def decode_block(ids: Sequence[bytes], block: bytes) -> list[Entry]:
         for c, limit in ((sizes, _SIZE_LIMIT), (objects, len(ids) + 1), (offsets, _U32))
     )
     cbor.expect(type(mtimes) is list and len(mtimes) == count, _WHAT, "shape")
-    cbor.expect(all(type(t) is int and -_SIZE_LIMIT <= t < _SIZE_LIMIT for t in mtimes), _WHAT, "mtime")
+    cbor.expect(cbor.all_of_type(mtimes, int), _WHAT, "mtime")
+    cbor.expect(not mtimes or -_SIZE_LIMIT <= min(mtimes) <= max(mtimes) < _SIZE_LIMIT, _WHAT, "mtime")
     cbor.expect(type(checks) is list and len(checks) == count, _WHAT, "shape")
-    cbor.expect(all(type(c) is bytes and len(c) in (0, CHECK_LEN) for c in checks), _WHAT, "check")
+    cbor.expect(cbor.all_of_type(checks, bytes) and {0, CHECK_LEN}.issuperset(map(len, checks)), _WHAT, "check")
     cbor.expect(type(rest) is dict and all(cbor.is_uint(i, count) for i in rest), _WHAT, "rare attributes")
-    used: set[int] = set()
+    used = set(objects) - {0}
     entries = []
-    for i in range(count):
-        entry = Entry(
-            names[i], types[i], modes[i], uids[i], gids[i], mtimes[i], sizes[i], check=checks[i]
-        )
-        cbor.expect(bool(sizes[i]) if objects[i] else not offsets[i], _WHAT, "an extent of nothing")
-        if objects[i]:
-            entry.extents = (Extent(ids[objects[i] - 1], offsets[i], sizes[i]),)
-            used.add(objects[i])
+    columns = zip(names, types, modes, uids, gids, mtimes, sizes, checks, objects, offsets, strict=True)
+    for i, (name, letter, mode, uid, gid, mtime, size, check, index, offset) in enumerate(columns):
+        entry = Entry(name, letter, mode, uid, gid, mtime, size, check=check)
+        if not (size if index else not offset):
+            raise FormatDamage(_WHAT, "an extent of nothing")
+        if index:
+            entry.extents = (Extent(ids[index - 1], offset, size),)
         if i in rest:
             _decode_rare(entry, rest[i], ids, used)
-        _check_entry(entry)
+            _check_entry(entry)
+        elif letter != FILE or not index:  # a file in one piece has nothing that could contradict its size
+            _check_entry(entry)
         entries.append(entry)
     cbor.expect(len(used) == len(ids), _WHAT, "an id that no entry uses")
     return entries
@@ -188,12 +192,18 @@ def decode_block(ids: Sequence[bytes], block: bytes) -> list[Entry]:
 
 def check_names(names: Sequence[object]) -> None:
     """Refuse names that are not plain or not strictly ascending (FormatDamage)."""
-    for name in names:
-        if type(name) is not bytes or not 0 < len(name) <= NAME_LIMIT:
-            raise FormatDamage(_WHAT, "name")
-        if b"/" in name or b"\0" in name or name in (b".", b".."):
-            raise FormatDamage(_WHAT, "a name that is a path")
-    cbor.expect(all(a < b for a, b in pairwise(names)), _WHAT, "names not ascending")  # type: ignore[operator]
+    if not names:
+        return
+    if not cbor.all_of_type(names, bytes):
+        raise FormatDamage(_WHAT, "name")
+    plain: Sequence[bytes] = names  # type: ignore[assignment]
+    lengths = set(map(len, plain))
+    if min(lengths) == 0 or max(lengths) > NAME_LIMIT:
+        raise FormatDamage(_WHAT, "name")
+    joined = b"/".join(plain)  # all at once: a listing of a million names is checked at each restore
+    if joined.count(b"/") >= len(plain) or b"\0" in joined or not _SPECIAL.isdisjoint(plain):
+        raise FormatDamage(_WHAT, "a name that is a path")
+    cbor.expect(all(map(lt, plain, islice(plain, 1, None))), _WHAT, "names not ascending")
 
 
 def _column(column: object, count: int, limit: int) -> list[int]:

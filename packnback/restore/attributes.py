@@ -45,7 +45,7 @@ def apply_to_fd(fd: int, entry: Entry, ownership: Ownership, now: tuple[int, int
     """Set everything on an open file or directory whose owner is `now`; the reasons of what could not be set."""
     problems: list[str] = []
     owner = now
-    if (change := ownership.change(entry, now)) is not None:
+    if now != (entry.uid, entry.gid) and (change := ownership.change(entry, now)) is not None:
         try:
             os.fchown(fd, *change)
             owner = (entry.uid, entry.gid)

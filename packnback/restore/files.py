@@ -73,9 +73,9 @@ class FileWriter:
         self._unfinished: dict[FileTask, None] = {}
         self._open: OrderedDict[FileTask, None] = OrderedDict()
 
-    def whole(self, task: FileTask, content: memoryview | bytes) -> None:
-        """Write a file whose whole content is at hand."""
-        if task.replace or not self._check.holds_for(task.entry, content):
+    def whole(self, task: FileTask, content: memoryview | bytes, *, right: bool) -> None:
+        """Write a file whose whole content is at hand; `right` says whether its content check holds."""
+        if task.replace or not right:
             task.remaining = len(content)
             self.write(task, 0, content)
             task.planned = True

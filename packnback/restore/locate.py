@@ -18,33 +18,83 @@ from packnback import errors
 from packnback.crypto.keys import Reader
 from packnback.format.entry import CHECK_LEN, Entry, Extent, decode_extent_object
 from packnback.ids import Kind, ObjectClass
-from packnback.restore.objects import ObjectReader
+from packnback.restore.objects import ObjectReader, Opened
 
 PIECES_LIMIT = 1 << 16
 """Pieces in one plan: some tens of MiB of memory, and a few GiB of files unless they are small."""
 
 F = TypeVar("F")
 
+Piece = tuple[F, int, int, int, bytes]
+"""(file, offset in the file, offset in the object, length, check), the check only where it is the whole file."""
+
 
 @dataclass(slots=True)
 class Plan(Generic[F]):
-    """Pieces by the object that they come from: (file, offset in the file, offset in the object, length)."""
+    """Pieces by the object that they come from."""
 
-    pieces: dict[bytes, list[tuple[F, int, int, int]]] = field(default_factory=dict)
+    pieces: dict[bytes, list[Piece[F]]] = field(default_factory=dict)
     count: int = 0
 
-    def add(self, file: F, file_offset: int, extent: Extent) -> None:
-        """Ask for an extent (no hole) of `file`."""
+    def add(self, file: F, file_offset: int, extent: Extent, check: bytes = b"") -> None:
+        """Ask for an extent (no hole) of `file`; `check` is the file's, if the extent is all of it."""
         if extent.id is None:
             raise ValueError("a hole needs no object")
-        piece = (file, file_offset, extent.offset, extent.length)
-        self.pieces.setdefault(extent.id, []).append(piece)
+        piece = (file, file_offset, extent.offset, extent.length, check)
+        known = self.pieces.get(extent.id)
+        if known is None:
+            self.pieces[extent.id] = [piece]
+        else:
+            known.append(piece)
         self.count += 1
 
     @property
     def full(self) -> bool:
         """Whether it is time to carry it out."""
         return self.count >= PIECES_LIMIT
+
+
+Content = tuple[F, int, int, memoryview | errors.PacknbackError, bool]
+"""(file, offset in the file, length, the bytes or why there are none, whether a check that was given holds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery(Generic[F]):
+    """What a plan wanted of one object."""
+
+    id: bytes
+    problem: errors.PacknbackError | None
+    """What is wrong with the object as a whole."""
+    length: int
+    """Bytes of its plaintext."""
+    contents: list[Content[F]]
+
+
+def deliver(reader: ObjectReader, plan: Plan[F], check: ContentCheck) -> Iterator[Delivery[F]]:
+    """Carry out a plan: every object once. The plan is empty afterwards.
+
+    Content checks are computed where the object was opened, in the reader's threads.
+    """
+
+    def cut(opened: Opened) -> Delivery[F]:
+        problem = opened.problem
+        if problem is None and opened.kind != Kind.DATA:
+            problem = errors.ObjectDamage(opened.id, f"is of kind {opened.kind} where data belongs")
+        contents: list[Content[F]] = []
+        for file, at, offset, length, expected in plan.pieces.pop(opened.id):
+            if problem is not None:
+                contents.append((file, at, length, problem, False))
+                continue
+            try:
+                content = slice_of(opened.id, opened.plaintext, offset, length)
+            except errors.ObjectDamage as short:
+                contents.append((file, at, length, short, False))
+            else:
+                contents.append((file, at, length, content, not expected or check.of(content) == expected))
+        return Delivery(opened.id, problem, len(opened.plaintext), contents)
+
+    yield from reader.open_each(list(plan.pieces), cut)
+    plan.count = 0
 
 
 def file_extents(reader: ObjectReader, entry: Entry) -> Iterator[Extent]:
@@ -89,20 +139,18 @@ class ContentCheck:
     """
 
     def __init__(self, key: Reader, domain_id: bytes) -> None:
-        self._key = key.id_key(ObjectClass.DATA, domain_id)
+        self._empty = blake3(b"file check\0", key=key.id_key(ObjectClass.DATA, domain_id))
 
     def start(self) -> blake3:
         """A hasher that is to be fed with the content, holes as zeros; `holds` compares it."""
-        return blake3(b"file check\0", key=self._key)
+        return self._empty.copy()
 
     def holds(self, entry: Entry, hasher: blake3) -> bool:
         """Whether the content that `hasher` was fed is the one that `entry` describes."""
         return not entry.check or hasher.digest(CHECK_LEN) == entry.check
 
-    def holds_for(self, entry: Entry, content: memoryview | bytes) -> bool:
-        """The same for content that is at hand in one piece."""
-        if not entry.check:
-            return True
-        hasher = self.start()
+    def of(self, content: memoryview | bytes) -> bytes:
+        """The check of a content that is at hand in one piece. Safe in any thread."""
+        hasher = self._empty.copy()
         hasher.update(content)
-        return self.holds(entry, hasher)
+        return hasher.digest(CHECK_LEN)

@@ -141,7 +141,7 @@ def _window(listing: Listing, extents: list[Extent]) -> Iterator[memoryview]:
             raise opened.problem
         if opened.kind != Kind.DATA:
             raise errors.ObjectDamage(opened.id, f"is of kind {opened.kind} where data belongs")
-        for number, _, offset, length in plan.pieces[opened.id]:
+        for number, _, offset, length, _ in plan.pieces[opened.id]:
             found[number] = slice_of(opened.id, opened.plaintext, offset, length)
     for number in range(len(extents)):
         yield found.pop(number)

@@ -7,19 +7,20 @@ every question, not that it answers only what was asked.
 One rule holds the tree together: an object refers only to objects of its own domain. With the root's domain
 checked against the signed header (`snapshot`), every object below belongs to the snapshot's domain.
 
-Decryption and decompression run in worker threads (the libraries release the GIL there) while the caller's
-thread reads ahead and consumes; what is under way is bounded by number and by bytes.
+Decryption and decompression run in worker threads (the libraries release the GIL there), while a thread of its own
+reads ahead and the caller's consumes; see `ahead`.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
 
 from packnback import errors
 from packnback.crypto.envelope import OpenedEnvelope, open_envelope
@@ -27,14 +28,19 @@ from packnback.crypto.keys import Reader
 from packnback.crypto.reader import open_object
 from packnback.format import record
 from packnback.ids import MIB, TAG_LEN, Kind, ObjectClass
+from packnback.restore.ahead import ReadAhead
 from packnback.store.interface import Fetched, Repository
 
 ENVELOPES_KEPT = 4096
 """Opened envelopes remembered; at about 64 MiB each they cover a large repository in 6 MiB."""
 SEALED_LIMIT = 16 * MIB
 """Sealed bytes under way at one time."""
+AT_ONCE = 2
+"""So few objects are opened by the caller's thread itself: cheaper than to hand them over."""
 CACHE_LIMIT = 24 * MIB
 """Plaintext of listing objects kept for the next question."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ class ObjectReader:
             raise errors.WrongOwner(key_owner=key.owner_id.hex(), repository_owner=owner_id.hex())
         self.repository = repository
         self.key = key
-        self._workers = workers or min(4, os.cpu_count() or 1)
+        self._workers = workers or min(4, len(os.sched_getaffinity(0)))
         self._pool: ThreadPoolExecutor | None = None
         self._envelopes: OrderedDict[bytes, OpenedEnvelope] = OrderedDict()
         self._envelopes_lock = threading.Lock()
@@ -103,31 +109,41 @@ class ObjectReader:
 
         One bad object is one Opened with a problem; the others are not affected.
         """
+        return self.open_each(ids, _itself)
+
+    def open_each(self, ids: Sequence[bytes], work: Callable[[Opened], T]) -> Iterator[T]:
+        """The result of `work` on each of `open_many`. It is done where the object was opened: in any thread."""
         missing = set(ids)
-        source = self.repository.fetch(ids)
-        under_way: deque[tuple[Future[Opened], int]] = deque()
-        sealed_bytes = 0
-        pool = self._threads()
-        try:
-            while True:
-                while sealed_bytes < SEALED_LIMIT and len(under_way) < 2 * self._workers + 2:
-                    fetched = next(source, None)
-                    if fetched is None:
-                        break
-                    if fetched.id in missing:
-                        missing.discard(fetched.id)
-                        sealed_bytes += len(fetched.record)
-                        under_way.append((pool.submit(self.open_fetched, fetched), len(fetched.record)))
-                if not under_way:
-                    break
-                future, length = under_way.popleft()
-                sealed_bytes -= length
-                yield future.result()
-        finally:
-            for future, _ in under_way:
-                future.cancel()
+        source = self._asked(self.repository.fetch(ids), missing)
+        if len(missing) <= AT_ONCE:
+            for fetched in source:
+                yield work(self.open_fetched(fetched))
+        else:
+            yield from self._open_ahead(source, work)
         for object_id in sorted(missing):
-            yield Opened(object_id, problem=errors.ObjectMissing(object_id))
+            yield work(Opened(object_id, problem=errors.ObjectMissing(object_id)))
+
+    def _open_ahead(self, source: Iterator[Fetched], work: Callable[[Opened], T]) -> Iterator[T]:
+        pool = self._threads()
+
+        def submit(fetched: Fetched) -> Future[T]:
+            return pool.submit(lambda: work(self.open_fetched(fetched)))
+
+        ahead = ReadAhead(
+            source, submit, _sealed_size, count_limit=2 * self._workers + 2, bytes_limit=SEALED_LIMIT
+        )
+        try:
+            yield from ahead
+        finally:
+            ahead.close()
+
+    @staticmethod
+    def _asked(source: Iterator[Fetched], missing: set[bytes]) -> Iterator[Fetched]:
+        """What was asked for, the first time that it comes. Takes out of `missing` what it passes on."""
+        for fetched in source:
+            if fetched.id in missing:
+                missing.discard(fetched.id)
+                yield fetched
 
     def open_fetched(self, fetched: Fetched) -> Opened:
         """The object that a repository handed over. Safe in any thread."""
@@ -189,3 +205,11 @@ class ObjectReader:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="open")
         return self._pool
+
+
+def _itself(opened: Opened) -> Opened:
+    return opened
+
+
+def _sealed_size(fetched: Fetched) -> int:
+    return len(fetched.record)

@@ -23,14 +23,14 @@ from packnback import errors
 from packnback.events import Watch
 from packnback.format.entry import DIRECTORY, FILE, Entry
 from packnback.format.listing import path_key
-from packnback.ids import Kind, ObjectClass
+from packnback.ids import ObjectClass
 from packnback.restore.attributes import Ownership
 from packnback.restore.directories import Directories, Frame
 from packnback.restore.files import FileTask, FileWriter, report_failure
 from packnback.restore.listing import PROBLEMS, Hole, Listing
-from packnback.restore.locate import ContentCheck, Plan, file_extents, slice_of
+from packnback.restore.locate import ContentCheck, Delivery, Plan, deliver, file_extents
 from packnback.restore.look import join, normalise
-from packnback.restore.objects import ObjectReader, Opened
+from packnback.restore.objects import ObjectReader
 from packnback.restore.options import Overwrite, RestoreOptions
 from packnback.restore.report import RestoreResult, Trouble
 from packnback.restore.snapshot import Snapshot
@@ -105,6 +105,7 @@ class _Restorer:
         self._result = RestoreResult()
         self._ownership = Ownership.of_process(options.owners)
         self._target = target
+        self._check = check
         self._writer: FileWriter | None = None
         if target is not None and not options.dry_run:
             self._writer = FileWriter(target, self._ownership, check, self._result)
@@ -194,11 +195,11 @@ class _Restorer:
             self._result.files += 1
             self._result.bytes_restored += entry.size
             return
-        task = FileTask(folder, entry, replace, remaining=entry.size)
-        if (primary := self._primary_of(task.path, entry) if entry.link_key else None) is not None:
+        task = FileTask(folder, entry, replace, entry.size)
+        if entry.link_key and (primary := self._primary_of(task.path, entry)) is not None:
             self._links.append(_Link(folder, entry.name, replace, primary))
         elif entry.size == 0:
-            self._writer.whole(task, b"")
+            self._writer.whole(task, b"", right=not entry.check or self._check.of(b"") == entry.check)
         else:
             self._tasks.append(task)
             self._ask_for(task, self._writer)
@@ -206,6 +207,12 @@ class _Restorer:
     def _ask_for(self, task: FileTask, writer: FileWriter) -> None:
         """Plan all pieces of a file; a file of very many is begun before all of them are planned."""
         at = 0
+        if len(task.entry.extents) == 1 and task.entry.extents[0].id is not None:
+            self._plan.add(task, 0, task.entry.extents[0], task.entry.check)
+            task.planned = True
+            if self._plan.full:
+                self._flush()
+            return
         try:
             for extent in file_extents(self._listing.reader, task.entry):
                 if extent.id is None:
@@ -235,10 +242,11 @@ class _Restorer:
         """Carry out the plan, then what had to wait for it: links, and directories that are finished."""
         plan, self._plan = self._plan, Plan()
         if self._writer is not None and self._target is not None:
-            for opened in self._listing.reader.open_many(list(plan.pieces)):
-                self._object(self._writer, opened, plan.pieces.pop(opened.id))
+            for delivery in deliver(self._listing.reader, plan, self._check):
+                self._write(self._writer, delivery)
             for task in self._tasks:
-                self._writer.settle(task)
+                if not task.settled:
+                    self._writer.settle(task)
             # A file that is still being planned goes on in the next window.
             self._tasks = [task for task in self._tasks if not task.planned]
             for link in self._links:
@@ -246,25 +254,17 @@ class _Restorer:
             self._links.clear()
         self._directories.close_left()
 
-    def _object(self, writer: FileWriter, opened: Opened, pieces: list[tuple[FileTask, int, int, int]]) -> None:
+    def _write(self, writer: FileWriter, delivery: Delivery[FileTask]) -> None:
         """Write every piece that comes from one object."""
-        problem = opened.problem
-        if problem is None and opened.kind != Kind.DATA:
-            problem = errors.ObjectDamage(opened.id, f"is of kind {opened.kind} where data belongs")
         written = 0
-        for task, file_offset, offset, length in pieces:
-            if problem is not None:
-                writer.lose(task, length, problem)
-                continue
-            try:
-                content = slice_of(opened.id, opened.plaintext, offset, length)
-            except errors.ObjectDamage as short:
-                writer.lose(task, length, short)
+        for task, at, length, content, right in delivery.contents:
+            if isinstance(content, errors.PacknbackError):
+                writer.lose(task, length, content)
                 continue
             if length == task.entry.size:
-                writer.whole(task, content)
+                writer.whole(task, content, right=right)
             else:
-                writer.write(task, file_offset, content)
+                writer.write(task, at, content)
             written += length
         self._progress.advance(written)
 

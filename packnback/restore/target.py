@@ -19,7 +19,7 @@ from types import TracebackType
 
 from packnback import errors
 
-DESCRIPTORS_LIMIT = 64
+DESCRIPTORS_LIMIT = 256
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 SYMLINK_IN_THE_WAY = "symlink in the way"
 NOT_A_DIRECTORY = "not a directory"
@@ -61,8 +61,11 @@ class Target:
     def folder(self, path: bytes) -> Folder:
         """The existing directory `path`. Raises Refused for a symlink or a file in its way, or OSError.
 
-        The descriptor stays good while fewer than 64 others are asked for.
+        The descriptor stays good while fewer than 256 others are asked for.
         """
+        if (known := self._open.get(path)) is not None:
+            self._open.move_to_end(path)
+            return known
         at = path
         while at and at not in self._open:
             at = at.rpartition(b"/")[0]

@@ -21,7 +21,7 @@ from packnback.format.listing import Group
 from packnback.ids import Kind, ObjectClass
 from packnback.restore.idset import IdSet
 from packnback.restore.listing import PREFETCH, PROBLEMS, Hole, Listing, Node, decode_group, totals_of
-from packnback.restore.locate import ContentCheck, Plan, file_extents, slice_of
+from packnback.restore.locate import ContentCheck, Plan, deliver, file_extents
 from packnback.restore.look import join
 from packnback.restore.objects import ObjectReader
 from packnback.restore.snapshot import Snapshot, open_snapshot
@@ -141,7 +141,8 @@ class _Verification:
         try:
             for extent in file_extents(listing.reader, file[2]):
                 if extent.id is not None and extent.id not in self._read:
-                    self._plan.add(file, at, extent)
+                    whole = extent.length == file[2].size
+                    self._plan.add(file, at, extent, file[2].check if whole else b"")
                 at += extent.length
         except PROBLEMS as problem:
             blamed = problem.id if isinstance(problem, errors.ObjectDamage | errors.ObjectMissing) else None
@@ -153,26 +154,19 @@ class _Verification:
 
     def _carry_out(self, check: ContentCheck) -> None:
         plan, self._plan = self._plan, Plan()
-        for opened in self._reader.open_many(list(plan.pieces)):
-            pieces = plan.pieces.pop(opened.id)
-            self._read.add(opened.id)
-            self._progress.advance(sum(piece[3] for piece in pieces))
-            problem = opened.problem
-            if problem is None and opened.kind != Kind.DATA:
-                problem = errors.ObjectDamage(opened.id, f"is of kind {opened.kind} where data belongs")
-            if problem is not None:
-                self.result.bad[opened.id] = problem
+        for delivery in deliver(self._reader, plan, check):
+            self._read.add(delivery.id)
+            self._progress.advance(sum(length for _, _, length, _, _ in delivery.contents))
+            if delivery.problem is not None:
+                self.result.bad[delivery.id] = delivery.problem
                 continue
             self.result.objects += 1
-            self.result.bytes_verified += len(opened.plaintext)
-            for (snapshot_id, path, entry), _, offset, length in pieces:
-                try:
-                    content = slice_of(opened.id, opened.plaintext, offset, length)
-                    wrong = length == entry.size and not check.holds_for(entry, content)
-                    reason = "its content is not what was backed up" if wrong else None
-                except errors.ObjectDamage as short:
-                    reason = str(short)
-                if reason is not None:
+            self.result.bytes_verified += delivery.length
+            for (snapshot_id, path, _), _, _, content, right in delivery.contents:
+                if isinstance(content, errors.PacknbackError):
+                    self.result.affected.append(Affected(snapshot_id, path, str(content)))
+                elif not right:
+                    reason = "its content is not what was backed up"
                     self.result.affected.append(Affected(snapshot_id, path, reason))
 
     def _count(self, listing: Listing, object_id: bytes, kind: Kind) -> None:
