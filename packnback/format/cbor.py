@@ -3,6 +3,9 @@
 Everything decoded here may come from an attacker. A document is accepted only if it decodes without tags,
 indefinite lengths, duplicate keys or nesting beyond 16, and then encodes to the very same bytes; that one
 comparison also refuses trailing bytes and integers that are longer than they need to be.
+
+Decoded values take more memory than their encoding: an empty list 72 bytes for one. Compressed and deduplicated,
+millions of them cost an attacker nothing, so large documents are weighed before they are decoded.
 """
 
 from __future__ import annotations
@@ -13,9 +16,18 @@ from typing import Any, NoReturn
 import cbor2
 
 from packnback.errors import FormatDamage, UnsupportedVersion
+from packnback.ids import MIB
 
 DEPTH_LIMIT = 16
 """At most so many arrays and maps inside one another."""
+
+WEIGHT_LIMIT = 128 * MIB
+"""Bytes of memory that the items of a large document may take, their contents not counted."""
+UNWEIGHED = 1 * MIB
+"""Documents up to this size are not weighed: the heaviest take 72 MiB, and nearly all honest ones are smaller."""
+_WEIGHTS = (40, 40, 48, 64, 72, 240, 72, 40)
+"""What an item of each major type (RFC 8949 §3.1) takes in CPython, its place in a list included."""
+_ARGUMENT_WIDTHS = {24: 1, 25: 2, 26: 4, 27: 8}
 
 
 def _refuse(*_: object) -> NoReturn:
@@ -39,6 +51,8 @@ def decode(data: bytes, what: str) -> Any:
     integers and simple values: whoever takes the value apart asks for the exact type of each item, because
     ``True``, ``1.0`` and the simple value 1 all equal the integer 1.
     """
+    if len(data) > UNWEIGHED:
+        _check_weight(data, what)
     try:
         value = cbor2.loads(
             data,
@@ -54,6 +68,26 @@ def decode(data: bytes, what: str) -> Any:
     if not same:
         raise FormatDamage(what, "not in its one accepted encoding")
     return value
+
+
+def _check_weight(data: bytes, what: str) -> None:
+    """Refuse a document of very many items. Ends early for what is no CBOR: that is for the decoder to tell."""
+    at, weight, end = 0, 0, len(data)
+    while at < end:
+        major, argument = data[at] >> 5, data[at] & 31
+        at += 1
+        if argument < 24:
+            weight += 8 if major < 2 else _WEIGHTS[major]
+        elif (width := _ARGUMENT_WIDTHS.get(argument)) is None:
+            return
+        else:
+            argument = int.from_bytes(data[at : at + width], "big")
+            at += width
+            weight += _WEIGHTS[major]
+        if weight > WEIGHT_LIMIT:
+            raise FormatDamage(what, "so many items that decoding them would exhaust the memory")
+        if major in (2, 3):
+            at += argument
 
 
 def expect(condition: bool, what: str, why: str) -> None:

@@ -23,7 +23,7 @@ from packnback.crypto.certificate import parse_certificate
 from packnback.crypto.sign import verify_snapshot
 from packnback.errors import Damage, FormatDamage, UnsupportedVersion
 from packnback.format import cbor, config, entry, listing, metadata, pack, record, snapshot
-from packnback.ids import Kind
+from packnback.ids import MIB, Kind
 
 BUILT = golden.build()
 FILES = golden.read_golden()  # not those just built, whose random bytes would make a failure hard to repeat
@@ -204,6 +204,21 @@ def test_announced_bodies_and_refs_are_not_allocated() -> None:
     header = record.encode_header(3, 1, 4096, 16 << 20, bytes(32), bytes(16))
     _refused_cheaply(lambda: record.parse(header + bytes(100)))
     _refused_cheaply(lambda: pack.decode_trailer(struct.pack("<QI32s5s", 5, (64 << 20) + 1, bytes(32), b"PNBK\1"), 1))
+
+
+@pytest.mark.parametrize("item", ["80", "a0", "8100", "a10000", "410041ff", "623030"])
+def test_millions_of_items_are_not_decoded(item: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sixteen MiB that compress to nothing, decoding would make a gigabyte. Here, a tenth of both."""
+    monkeypatch.setattr(cbor, "WEIGHT_LIMIT", cbor.WEIGHT_LIMIT // 10)
+    one = bytes.fromhex(item)
+    count = 16 * MIB // 10 // len(one)
+    _refused_cheaply(lambda: cbor.decode(b"\x9a" + count.to_bytes(4, "big") + one * count, "page"))
+
+
+@pytest.mark.parametrize("length", [cbor.UNWEIGHED - 99, cbor.UNWEIGHED, 3 * cbor.UNWEIGHED])
+def test_a_large_document_of_few_items_is_decoded(length: int) -> None:
+    value = [bytes(length), "\x80" * 99, {"name": b"x", 7: -(1 << 40)}, list(range(-300, 300)), 1 << 62, None, True]
+    assert cbor.decode(cbor.encode(value), "page") == value
 
 
 def _refused_cheaply(decode: Callable[[], Any]) -> None:
