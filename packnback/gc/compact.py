@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from packnback.errors import BlobMissing, DamageBlocks, DiskFull, FormatDamage, PackDamage, Refused
+from packnback.errors import BlobMissing, DamageBlocks, DiskFull, FormatDamage, Locked, PackDamage, Refused
 from packnback.format import record as record_format
 from packnback.format import rows
 from packnback.format.pack import EnvelopeRow, Footer, RecordRow
@@ -303,7 +303,7 @@ class _Run:
 
         Meta packs go first: a crash in between then leaves dead data without its dead pages, not the reverse.
         """
-        self._held.confirm()
+        self._confirm_alone()
         blobs = self._truth.blobs
         for name in sorted(names, key=self._meta_first):
             if name in self._outputs or not self._is_superfluous(name):
@@ -313,6 +313,16 @@ class _Run:
             self._deleted.add(name)
             self._done.packs_deleted += 1
         blobs.barrier()
+
+    def _confirm_alone(self) -> None:
+        """Raise if the lock was taken away, or somebody whom it does not keep out has published a snapshot: it may
+        need what is about to go. (A mount that carries no locks, sshfs for example.)
+        """
+        self._held.confirm()
+        with self._index.read() as txn:
+            known = {key.decode() for key, _ in txn.scan("snapshots")}
+        if not known.issuperset(self._truth.blobs.list(layout.SNAPSHOTS)):
+            raise Locked(f"{self._repository.location}/{layout.LOCK}", "another machine")
 
     def _meta_first(self, name: bytes) -> tuple[int, bytes]:
         with self._index.read() as txn:

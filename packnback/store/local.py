@@ -78,7 +78,9 @@ def open_local(path: str, watch: Watch | None = None) -> LocalRepository:
     except BaseException:
         fs.close()
         raise
-    ports = Ports(blobs, index, FileLocks(path), time.time_ns, os.urandom, _scratch_index, watch, not is_remote(path))
+    remote = is_remote(path)
+    locks = FileLocks(path, remote=remote)
+    ports = Ports(blobs, index, locks, time.time_ns, os.urandom, _scratch_index, watch, not remote)
     return LocalRepository(path, config, ports)
 
 
@@ -105,7 +107,7 @@ def mend_index(path: str, wait_s: float) -> str | None:
         return None
     why = probe(directory)
     if why is not None:
-        with FileLocks(path).exclusive(wait_s):
+        with FileLocks(path, remote=is_remote(path)).exclusive(wait_s):
             index_files.destroy(directory)
     return why
 

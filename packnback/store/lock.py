@@ -15,8 +15,11 @@ the path still names the file that we locked, and start over if not: a lock on a
 Deleting the file *under* a holder cannot be prevented; `Held.confirm` notices, and compaction asks it before
 it deletes.
 
-flock means nothing between machines. On remote file systems deletion is two-step instead (design §4) and does
-not depend on what is here.
+flock means nothing between machines, and a repository on a local disk may be exported to others, whose sessions
+must not lose what they rely on either. Linux carries a flock taken on NFS, and on SMB, to the server as a lock of
+fcntl(2) on all bytes of the file. So whoever takes a lock exclusively takes one byte of the file by fcntl, too,
+which meets those. (As an open-file-description lock: those of a process vanish with any descriptor of the file.)
+On a remote file system itself flock is such a lock already; nothing may be deleted there anyway (`mounts`).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import errno
 import fcntl
 import os
 import re
+import struct
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -37,6 +41,10 @@ from packnback.store.layout import GATE, LOCK
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.5
 _COMMAND_SHOWN_MAX: Final = 200
+_RANGE: Final = struct.Struct("hhqqi4x")
+"""struct flock of 64-bit Linux."""
+_FENCE_AT: Final = 1 << 62
+"""The byte that an exclusive lock takes; others of the file are other people's (`packnback.remote.slots`)."""
 _UNWRITABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -81,10 +89,13 @@ class FileLocks:
         self,
         root: str | os.PathLike[str],
         *,
+        remote: bool = False,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`remote` tells whether `root` is on a file system that other machines have, see `mounts.is_remote`."""
         self._root = os.fspath(root)
+        self._remote = remote
         self._sleep = sleep
         self._monotonic = monotonic
 
@@ -109,14 +120,17 @@ class FileLocks:
             if fd is None:
                 return _Unlocked()
             try:
-                if _try_flock(fd, path, mode):
+                fence = mode == fcntl.LOCK_EX and not self._remote
+                alone = not fence or _try_fence(fd, path)
+                if alone and _try_flock(fd, path, mode):
                     if _is_at(fd, path):
-                        held, fd = _FileHeld(fd, path), -1
+                        held, fd = _FileHeld(fd, path, fenced=fence), -1
                         return held
                     continue  # it was replaced between opening and locking: that is no reason to wait
                 waited = self._monotonic() - start
                 if waited >= wait_s:
-                    raise Locked(path, holder_of(fd) or "unknown", waited_s=waited)
+                    holder = holder_of(fd) or ("unknown" if alone else "another machine")
+                    raise Locked(path, holder, waited_s=waited)
             finally:
                 if fd >= 0:
                     os.close(fd)
@@ -140,9 +154,10 @@ class _Scoped:
 
 
 class _FileHeld(_Scoped):
-    def __init__(self, fd: int, path: str) -> None:
+    def __init__(self, fd: int, path: str, *, fenced: bool) -> None:
         self._fd = fd
         self._path = path
+        self._fenced = fenced
 
     @property
     def locked(self) -> bool:
@@ -158,6 +173,8 @@ class _FileHeld(_Scoped):
             try:
                 # Closing would not do if a forked child had a copy of the descriptor.
                 fcntl.flock(fd, fcntl.LOCK_UN)
+                if self._fenced:
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RANGE.pack(fcntl.F_UNLCK, os.SEEK_SET, _FENCE_AT, 1, 0))
             finally:
                 os.close(fd)
 
@@ -200,6 +217,17 @@ def _try_flock(fd: int, path: str, mode: int) -> bool:
     try:
         fcntl.flock(fd, mode | fcntl.LOCK_NB)
     except BlockingIOError:
+        return False
+    except OSError as error:
+        raise storage_error("lock", path, error) from error
+    return True
+
+
+def _try_fence(fd: int, path: str) -> bool:
+    """Keep other machines out; False when one of them holds the lock."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RANGE.pack(fcntl.F_WRLCK, os.SEEK_SET, _FENCE_AT, 1, 0))
+    except (BlockingIOError, PermissionError):  # fcntl(2): "EACCES or EAGAIN"
         return False
     except OSError as error:
         raise storage_error("lock", path, error) from error

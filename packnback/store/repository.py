@@ -123,7 +123,13 @@ class LocalRepository:
             self._check_client(client)
             ports = self.ports
             yield LocalSession(
-                self.truth, ports.index, client, now_ns=ports.now_ns, random=ports.random, self_stamped=not remote
+                self.truth,
+                ports.index,
+                client,
+                now_ns=ports.now_ns,
+                random=ports.random,
+                self_stamped=not remote,
+                fenced=ports.fenced,
             )
 
     def identify(self, certificate: bytes) -> ClientIdentity:
@@ -189,5 +195,3 @@ def create(blobs: BlobStore, location: str, owner_bundle: bytes, random: Callabl
     config = Config(known if known is not None else random(16), owner_bundle)
     blobs.publish(layout.CONFIG, [config_format.encode(config)])
     return config
-
-

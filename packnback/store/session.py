@@ -84,12 +84,15 @@ class LocalSession:
         now_ns: Callable[[], int],
         random: Callable[[int], bytes],
         self_stamped: bool = True,
+        fenced: bool = True,
     ) -> None:
+        """Without `fenced` the lock does not keep out who deletes: what a snapshot needs is looked for once more."""
         self._truth = truth
         self._index = index
         self._client = client
         self._now_ns = now_ns
         self._self_stamped = self_stamped
+        self._fenced = fenced
         self._packers = {c: Packer(random) for c in ObjectClass}
         self._open: dict[ObjectClass, dict[bytes, Record]] = {c: {} for c in ObjectClass}
         self._envelopes: dict[bytes, EnvelopeFacts] = {}
@@ -264,12 +267,29 @@ class LocalSession:
         name = snapshot.snapshot_name(file.header.client_id, file.header.sequence)
         self._check_identity(name, file)
         self.flush()
+        if self._fenced:
+            return self._commit(name, file)
+        self._catch_up()
+        committed = self._commit(name, file)
+        self._confirm_root(file)
+        return committed
+
+    def _commit(self, name: str, file: SnapshotFile) -> Committed:
         try:
             return self._write(lambda txn: self._commit_in(txn, name, file))
         except (IndexReplaced, ObjectMissing):
             # Rows that we knew are gone: somebody threw the index away. The directories still tell.
             self._catch_up()
             return self._index.write(lambda txn: self._commit_in(txn, name, file))
+
+    def _confirm_root(self, file: SnapshotFile) -> None:
+        """Look into the directories again, now that whoever deletes sees the snapshot: is its root still complete?
+
+        If it is not, the snapshot is not acknowledged; the next backup stores what is missing, and heals it.
+        """
+        self._catch_up()
+        if not self._read(lambda txn: is_complete(txn, file.header.root)):
+            raise ObjectMissing(file.header.root, file.id.hex())
 
     def _check_identity(self, name: str, file: SnapshotFile) -> None:
         client = adoption.check_snapshot(name, file, self._truth.repository_id, self._truth.owner_bundle)
