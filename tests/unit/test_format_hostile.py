@@ -212,7 +212,8 @@ def test_millions_of_items_are_not_decoded(item: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(cbor, "WEIGHT_LIMIT", cbor.WEIGHT_LIMIT // 10)
     one = bytes.fromhex(item)
     count = 16 * MIB // 10 // len(one)
-    _refused_cheaply(lambda: cbor.decode(b"\x9a" + count.to_bytes(4, "big") + one * count, "page"))
+    document = b"\x9a" + count.to_bytes(4, "big") + one * count
+    _refused_cheaply(lambda: cbor.decode(document, "page"))
 
 
 @pytest.mark.parametrize("length", [cbor.UNWEIGHED - 99, cbor.UNWEIGHED, 3 * cbor.UNWEIGHED])
