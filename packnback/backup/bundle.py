@@ -11,14 +11,15 @@ Where a file lies is therefore settled when its bundle closes, and not before: s
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Protocol
 
 from packnback.backup.cut import FILE_MIN
-from packnback.backup.ticket import Place, Ticket
+from packnback.backup.ticket import Place, Ticket, known_place
 from packnback.crypto.content import ContentHasher
 from packnback.crypto.derive import MAC
 from packnback.crypto.keys import PutKey
-from packnback.format.entry import CHECK_LEN
+from packnback.format.entry import CHECK_LEN, Extent
 from packnback.ids import KIB, MIB, ObjectClass
 
 BUNDLE_MIN = 256 * KIB
@@ -40,20 +41,32 @@ class Sink(Protocol):
         """Store one data object."""
 
 
+class Memory(Protocol):
+    """Contents that earlier runs stored (`reuse.Reuse`)."""
+
+    def content(self, content_hash: bytes) -> Extent | None:
+        """Where a content lies, if the repository has it."""
+
+    def bundled(self, ticket: Ticket, size: int, contents: Sequence[tuple[bytes, int, int]]) -> None:
+        """A bundle was closed; (hash, where it starts, length) of all its contents."""
+
+
 class Bundler:
     """Puts small files into bundles and hands full ones to `sink` (the pipeline)."""
 
-    def __init__(self, sink: Sink, put_key: PutKey) -> None:
+    def __init__(self, sink: Sink, put_key: PutKey, memory: Memory | None = None) -> None:
         self._sink = sink
+        self._memory = memory
         self._hasher = ContentHasher(put_key.id_key[ObjectClass.DATA])
         self._bundle_key = put_key.bundle_key
         self._recent: dict[bytes, Place] = {}
         self._older: dict[bytes, Place] = {}
         self._parts: list[bytes] = []
+        self._contents: list[tuple[bytes, int, int]] = []
         self._length = 0
         self._ticket = sink.new_ticket()
         self.files_shared = 0
-        """Files that were found to be identical to an earlier one of this run."""
+        """Files that were found to be identical to an earlier one, of this run or, with `memory`, any."""
 
     def add(self, content: bytes) -> tuple[Place, bytes]:
         """Where the content of one small file will be, and its 8-byte check for the entry.
@@ -63,7 +76,7 @@ class Bundler:
         if not 0 < len(content) < FILE_MIN:
             raise ValueError("not a small file")
         content_hash = self._hasher.hash(content)
-        place = self._recent.get(content_hash) or self._older.get(content_hash)
+        place = self._recent.get(content_hash) or self._older.get(content_hash) or self._find(content_hash, content)
         if place is not None:
             self.files_shared += 1
             return place, content_hash[:CHECK_LEN]
@@ -71,6 +84,7 @@ class Bundler:
             self._close(b"")
         place = Place(self._ticket, self._length, len(content))
         self._parts.append(content)
+        self._contents.append((content_hash, self._length, len(content)))
         self._length += len(content)
         self._remember(content_hash, place)
         if self._length >= BUNDLE_MIN and self._ends(content_hash, len(content)):
@@ -86,11 +100,22 @@ class Bundler:
         value = int.from_bytes(MAC(self._bundle_key, content_hash, 8), "little")
         return value * _CERTAIN_SIZE < size << 64
 
+    def _find(self, content_hash: bytes, content: bytes) -> Place | None:
+        """A place in a bundle of an earlier run."""
+        extent = self._memory.content(content_hash) if self._memory is not None else None
+        if extent is None or extent.length != len(content):
+            return None
+        place = known_place(extent)
+        self._remember(content_hash, place)
+        return place
+
     def _close(self, prefix: bytes) -> None:
         ticket = self._ticket
         ticket.shift = len(prefix)
         self._sink.add_data(b"".join((prefix, *self._parts)), ticket=ticket)
-        self._parts, self._length = [], 0
+        if self._memory is not None:
+            self._memory.bundled(ticket, len(prefix) + self._length, self._contents)
+        self._parts, self._contents, self._length = [], [], 0
         self._ticket = self._sink.new_ticket()
 
     def _remember(self, content_hash: bytes, place: Place) -> None:

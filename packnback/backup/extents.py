@@ -97,7 +97,7 @@ class LargeContent:
         self.size = 0
         """Bytes covered so far."""
         self.check = b""
-        """The keyed hash of the content, for an entry's `check`; empty if each object holds a stretch of this file."""
+        """The keyed hash of the content, for the entry; empty where whole chunks were stored."""
 
     @property
     def submitted(self) -> bool:

@@ -187,6 +187,7 @@ class Pipeline:
             else:
                 self._check()
                 lease.users += 1
+            ticket.size = size
             ticket.submitted = True
             self._order.enter(job)
             self._to_hash.append(job)

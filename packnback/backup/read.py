@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from packnback.backup.attributes import AttributeReader
 from packnback.backup.bundle import Bundler
 from packnback.backup.cut import FILE_MIN
-from packnback.backup.extents import Content, LargeContent, MetaSink, SmallContent
-from packnback.backup.listing_cuts import ListingCuts
+from packnback.backup.extents import Content, SmallContent
+from packnback.backup.large import LargeFiles
 from packnback.backup.roots import Report
 from packnback.backup.runs import FileRuns
-from packnback.backup.stream import ChunkStream
 from packnback.events import Watch
 
 LINKS_LIMIT = 1 << 16
@@ -44,25 +43,23 @@ class StoredFile:
     xattrs: dict[bytes, bytes]
     steady: bool
     """Whether it held still from lstat until it was read, and nothing of it is missing."""
+    again: bool = False
+    """Whether it is to be read again by the next run although it held still."""
 
 
 class FileReader:
-    """Reads regular files into the bundler (small ones) or the chunk stream (large ones)."""
+    """Reads regular files into the bundler (small ones) or as large ones."""
 
     def __init__(
         self,
         bundler: Bundler,
-        stream: ChunkStream,
-        sink: MetaSink,
-        cuts: ListingCuts,
+        large: LargeFiles,
         attributes: AttributeReader,
         report: Report,
         watch: Watch,
     ) -> None:
         self._bundler = bundler
-        self._stream = stream
-        self._sink = sink
-        self._cuts = cuts
+        self._large = large
         self._attributes = attributes
         self._report = report
         self._watch = watch
@@ -107,9 +104,16 @@ class FileReader:
             return None
         self._watch.counters.files_opened += 1
         xattrs, whole = self._attributes.read(fd, path, before.st_dev)
-        content = self._small(fd, before.st_size) if before.st_size < FILE_MIN else self._large(fd, before)
+        content: Content | None
+        again = False
+        if before.st_size < FILE_MIN:
+            content = self._small(fd, before.st_size)
+        else:
+            sparse = before.st_blocks * _BLOCK < before.st_size
+            runs = FileRuns(fd, before.st_size, sparse=sparse)
+            content, again = self._large.store(path, before.st_blocks * _BLOCK, runs.read, runs)
         steady = whole and _stamp(listed) == _stamp(before) == _stamp(os.fstat(fd))
-        return StoredFile(before, content, xattrs, steady)
+        return StoredFile(before, content, xattrs, steady, again)
 
     def _small(self, fd: int, size: int) -> Content | None:
         data = os.read(fd, size)
@@ -121,17 +125,6 @@ class FileReader:
         """Store a content of 1 byte to FILE_MIN - 1."""
         self._watch.progress.advance(len(data))
         return SmallContent(*self._bundler.add(data))
-
-    def _large(self, fd: int, status: os.stat_result) -> Content:
-        runs = FileRuns(fd, status.st_size, sparse=status.st_blocks * _BLOCK < status.st_size)
-        content = LargeContent(self._sink, self._cuts)
-        for place, _ in self._stream.store(runs.read):
-            for extent in runs.place(place):
-                content.add(extent)
-            self._watch.progress.advance(place.length)
-        for hole in runs.tail():
-            content.add(hole)
-        return content
 
     def _open(self, directory: int, name: bytes, status: os.stat_result) -> int:
         if self._user in (0, status.st_uid):

@@ -1,18 +1,20 @@
-"""What a backup may take over from an earlier one: the seam where a cache plugs in.
+"""What a backup may take over from earlier ones: the seam between storing a tree and remembering it.
 
 The walk shows each part to a `Reuse`, which answers with a `Visit`: either the whole part is unchanged and its
-blocks are known, or single files are, or nothing is. A run without memory uses `NOTHING`.
+blocks are known, or single files are, or nothing is. Contents of small files and pieces of large ones are looked
+up here as well. A run without memory uses `NOTHING`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from packnback.backup.ticket import Place, Ticket
 from packnback.backup.tree import Block
 from packnback.backup.walk import Part
-from packnback.format.entry import Entry
+from packnback.format.entry import Entry, Extent
 
 
 class Visit(Protocol):
@@ -22,14 +24,60 @@ class Visit(Protocol):
     def blocks(self) -> Sequence[Block] | None:
         """All of it, if the part is unchanged and every object in it is in the repository."""
 
+    @property
+    def directories(self) -> int:
+        """How many directories are among the children of an unchanged part."""
+
+    @property
+    def users(self) -> Sequence[int]:
+        """Whom the children of an unchanged part belong to."""
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """Likewise the groups."""
+
     def file(self, name: bytes, status: os.stat_result) -> Entry | None:
         """The entry of one regular file, if it is unchanged and its objects are in the repository."""
 
-    def stored(self, blocks: Sequence[Block]) -> None:
-        """The part was read without error, from files that held still: it now has these blocks.
+    def stored(self, blocks: Sequence[Block], entries: Sequence[Entry], doubtful: frozenset[bytes] | None) -> None:
+        """The part now has these blocks, made of these entries.
 
-        Their objects are on their way to the repository, but not durable before the session is flushed.
+        `doubtful` names the files that did not hold still while they were read; None says that something else
+        is missing, so the part must not be taken for unchanged later. The objects are on their way to the
+        repository, but not durable before `Reuse.keep`.
         """
+
+
+class OldPieces(Protocol):
+    """The pieces of a large file as it was stored last."""
+
+    def seek(self, offset: int) -> None:
+        """So many bytes of the file have been looked at, holes not counted."""
+
+    def find(self, digest: bytes, length: int) -> Extent | None:
+        """Where a piece lies, if it is known and its object is in the repository."""
+
+
+class NewPieces(Protocol):
+    """The pieces of a large file as it is being stored, in order."""
+
+    step: int
+    """Pieces that are joined into one; see `pieces.join`."""
+
+    def add(self, extent: Place | Extent, lengths: Sequence[int], digests: list[bytes]) -> None:
+        """A run of pieces that lie one behind the other in one object."""
+
+    def whole(self, ticket: Ticket, lengths: Sequence[int]) -> None:
+        """A chunk that becomes an object of its own; its pieces are hashed by whoever hashes the object."""
+
+    def digest(self, piece: memoryview) -> bytes:
+        """The hash by which a piece is found."""
+
+    def settle(self) -> None:
+        """Write what is known by now, so that it need not be held; to be called now and then."""
+
+    def finish(self) -> bool:
+        """All pieces have been added. True if the file is worth another look although it does not change."""
 
 
 class Reuse(Protocol):
@@ -38,11 +86,29 @@ class Reuse(Protocol):
     def visit(self, part: Part) -> Visit:
         """What is known of `part`, whose descriptor and children are not to be kept."""
 
+    def content(self, content_hash: bytes) -> Extent | None:
+        """Where the content of a small file lies, if the repository has it."""
 
-class _Nothing:
+    def bundled(self, ticket: Ticket, size: int, contents: Sequence[tuple[bytes, int, int]]) -> None:
+        """A bundle of `size` bytes was closed. `contents`: (hash, where it starts, length)."""
+
+    def pieces(self, name: bytes, size: int) -> tuple[OldPieces | None, NewPieces] | None:
+        """Memory of the large file `name`, which now has about `size` bytes; None without any memory."""
+
+    def keep(self, *, finished: bool = False) -> None:
+        """Everything that was stored up to now is durable. `finished`: and nothing follows."""
+
+    def close(self) -> None:
+        """The run is over, one way or the other."""
+
+
+class Nothing:
     """Remembers nothing; its own only visit."""
 
     blocks = None
+    directories = 0
+    users: Sequence[int] = ()
+    groups: Sequence[int] = ()
 
     def visit(self, part: Part) -> Visit:
         """Nothing."""
@@ -52,8 +118,26 @@ class _Nothing:
         """Nothing."""
         return None
 
-    def stored(self, blocks: Sequence[Block]) -> None:
+    def stored(self, blocks: Sequence[Block], entries: Sequence[Entry], doubtful: Iterable[bytes] | None) -> None:
         """Forgets them."""
 
+    def content(self, content_hash: bytes) -> Extent | None:
+        """Nothing."""
+        return None
 
-NOTHING: Reuse = _Nothing()
+    def bundled(self, ticket: Ticket, size: int, contents: Sequence[tuple[bytes, int, int]]) -> None:
+        """Forgets it."""
+
+    def pieces(self, name: bytes, size: int) -> tuple[OldPieces | None, NewPieces] | None:
+        """Nothing."""
+        return None
+
+    def keep(self, *, finished: bool = False) -> None:
+        """There is nothing to keep."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+NOTHING: Reuse = Nothing()
+"""Remembers nothing."""

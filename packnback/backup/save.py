@@ -15,13 +15,16 @@ import os
 import pwd
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 import packnback
-from packnback.backup import pins, roots, state
+from packnback.backup import cache, pins, roots, state
+from packnback.backup.cache_rows import Rows, scope_of
 from packnback.backup.listing_cuts import ListingCuts
 from packnback.backup.pipeline import COMPRESSION, Pipeline
 from packnback.backup.publish import Published, Publisher
+from packnback.backup.remember import remembering
 from packnback.backup.reuse import NOTHING, Reuse
 from packnback.backup.roots import Roots
 from packnback.backup.state_file import state_directory
@@ -61,6 +64,8 @@ class SaveOptions:
     """Walk and count, store nothing; the repository is not asked."""
     state_directory: bytes | None = None
     """Where this machine keeps what it remembers; by default `state_file.state_directory()`."""
+    cache_directory: bytes | None = None
+    """Where caches stand (`cache.cache_directory()`); None to read every file, changed or not."""
 
 
 @dataclass(slots=True)
@@ -113,7 +118,7 @@ def save(
         chain = state.Chain(directory, repository_id, put_key.client_id)
         with repository.session(put_key.certificate.raw) as session:
             state.check(session.head(), chain.load(), put_key.name)
-            run.store(session, chain, repository_id)
+            run.store(session, chain, repository)
     result.seconds = time.monotonic() - began
     return result
 
@@ -153,11 +158,18 @@ class _Run:
                 elif kind == 0o040000:
                     result.dirs += 1
 
-    def store(self, session: Session, chain: state.Chain, repository_id: bytes) -> None:
+    def store(self, session: Session, chain: state.Chain, repository: Repository) -> None:
         """Store the tree and publish the snapshot."""
         began = time.perf_counter_ns()
         put_key, options, watch = self._put_key, self._options, self._watch
-        with Pipeline(session, put_key, repository_id, compression=options.compression, watch=watch) as pipeline:
+        repository_id = repository.config.repository_id
+        with ExitStack() as stack:
+            pipeline = stack.enter_context(
+                Pipeline(session, put_key, repository_id, compression=options.compression, watch=watch)
+            )
+            if options.cache_directory is not None:
+                place = cache.place_of(options.cache_directory, repository_id, repository.location, put_key)
+                self._reuse = stack.enter_context(self._remembering(place, pipeline, repository_id))
             tree = TreeStore(pipeline, put_key, self._cuts, self._reuse, self._report, watch)
             publisher = Publisher(session, chain, put_key, repository_id, pipeline.sealer)
             watch.progress.begin("backup", None, "bytes")
@@ -173,6 +185,9 @@ class _Run:
             pipeline.drain()
             timings.update(pipeline.timings)
             self._result.published = publisher.publish(root, self._metadata(tree, root))
+            began = time.perf_counter_ns()
+            self._reuse.keep(finished=True)
+            timings["remember"] = (time.perf_counter_ns() - began) / 1e9
         self._tell(tree, root, pipeline, session)
         self._result.timings = timings
 
@@ -185,9 +200,15 @@ class _Run:
                 root = tree.checkpoint()
                 pipeline.drain()
                 publisher.publish(root, self._metadata(tree, root), partial=True)
+                self._reuse.keep()
                 self._result.checkpoints += 1
             checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
             checkpoint_bytes = pipeline.bytes_sealed + CHECKPOINT_BYTES
+
+    def _remembering(self, place: bytes, pipeline: Pipeline, repository_id: bytes) -> AbstractContextManager[Reuse]:
+        rows = Rows(self._put_key, repository_id)
+        scope = scope_of(self._options.walk)
+        return remembering(place, rows, scope, self._roots, pipeline, self._watch.progress)
 
     def _walk(self) -> Walk:
         assert self._roots is not None

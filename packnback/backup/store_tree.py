@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from packnback.backup.attributes import AttributeReader
 from packnback.backup.backlog import Backlog
 from packnback.backup.bundle import Bundler
 from packnback.backup.cut import FILE_MIN
-from packnback.backup.extents import Content, LargeContent
+from packnback.backup.extents import Content
+from packnback.backup.large import LargeFiles
 from packnback.backup.listing_cuts import ListingCuts
 from packnback.backup.pipeline import Pipeline
 from packnback.backup.read import FileReader
@@ -23,7 +24,7 @@ from packnback.backup.reuse import Reuse, Visit
 from packnback.backup.roots import Report
 from packnback.backup.stream import ChunkStream
 from packnback.backup.stream_source import StreamSource
-from packnback.backup.tree import ListingBuilder, Root
+from packnback.backup.tree import Block, ListingBuilder, Root
 from packnback.backup.walk import Part
 from packnback.crypto.keys import PutKey
 from packnback.errors import StorageFailed
@@ -59,15 +60,15 @@ class TreeStore:
         self.groups: set[int] = set()
         self.walk_ns = 0
         """Time spent listing and lstat'ing."""
-        self._pipeline = pipeline
         self._cuts = cuts
         self._reuse = reuse
         self._report = report
         self._watch = watch
-        self._bundler = Bundler(pipeline, put_key)
+        self._bundler = Bundler(pipeline, put_key, reuse)
         self._stream = ChunkStream(pipeline, put_key.chunk_key)
         self._attributes = AttributeReader(report)
-        self._files = FileReader(self._bundler, self._stream, pipeline, cuts, self._attributes, report, watch)
+        self._large = LargeFiles(pipeline, self._stream, put_key, cuts, reuse, watch)
+        self._files = FileReader(self._bundler, self._large, self._attributes, report, watch)
         self._listing = ListingBuilder(pipeline, cuts)
         self._backlog = Backlog(self._listing, self._bundler.flush)
 
@@ -107,36 +108,44 @@ class TreeStore:
         return self._listing.finish()
 
     def _add_part(self, part: Part) -> None:
+        visit = self._reuse.visit(part)
+        if visit.blocks is not None:
+            self._add_unchanged(part, visit.blocks, visit)
+            return
         children = part.children
         self.users.update([status.st_uid for _, status in children])
         self.groups.update([status.st_gid for _, status in children])
-        visit = self._reuse.visit(part)
-        if visit.blocks is not None:
-            self._add_unchanged(part, visit)
-            return
         entries: list[Entry] = []
         contents: list[tuple[Entry, Content]] = []
         prefix = part.source.rstrip(b"/") + b"/"
-        steady = part.whole
+        doubtful: set[bytes] = set()
+        whole = part.whole
         for name, status in children:
             if status.st_mode & _TYPE_MASK == stat.S_IFREG:
                 known = visit.file(name, status)
                 if known is not None:
-                    self._add_known(known, entries)
-                else:
-                    steady &= self._add_file(part.fd, name, prefix + name, status, entries, contents)
+                    self._add_known(known, status, entries)
+                elif (trust := self._add_file(part.fd, name, prefix + name, status, entries, contents)) is None:
+                    whole = False
+                elif not trust:
+                    doubtful.add(name)
             else:
-                steady &= self._add_other(part, name, prefix + name, status, entries)
-        self._backlog.add_entries(part.path, entries, contents, visit.stored if steady else None)
+                whole &= self._add_other(part, name, prefix + name, status, entries)
+        found = frozenset(doubtful) if whole else None
+        self._backlog.add_entries(part.path, entries, contents, lambda blocks: visit.stored(blocks, entries, found))
 
-    def _add_unchanged(self, part: Part, visit: Visit) -> None:
-        blocks = visit.blocks or ()
-        self.directories += sum(status.st_mode & _TYPE_MASK == stat.S_IFDIR for _, status in part.children)
-        self.files_unchanged += sum(block.totals.files for block in blocks)
-        self._watch.progress.advance(sum(block.totals.bytes for block in blocks))
+    def _add_unchanged(self, part: Part, blocks: Sequence[Block], visit: Visit) -> None:
+        self.directories += visit.directories
+        self.users.update(visit.users)
+        self.groups.update(visit.groups)
+        for block in blocks:
+            self.files_unchanged += block.totals.files
+            self._watch.progress.advance(block.totals.bytes)
         self._backlog.add_blocks(part.path, blocks)
 
-    def _add_known(self, entry: Entry, entries: list[Entry]) -> None:
+    def _add_known(self, entry: Entry, status: os.stat_result, entries: list[Entry]) -> None:
+        if status.st_nlink > 1:
+            entry.link_key = self._cuts.link_key(status.st_dev, status.st_ino)
         self.files_unchanged += 1
         self._watch.progress.advance(entry.size)
         entries.append(entry)
@@ -149,11 +158,11 @@ class TreeStore:
         status: os.stat_result,
         entries: list[Entry],
         contents: list[tuple[Entry, Content]],
-    ) -> bool:
-        """Store a regular file; whether that will be the same next time, if it does not change."""
+    ) -> bool | None:
+        """Store a regular file. None if it is not there, else whether it may be known again by its looks."""
         stored = self._files.store(directory, name, path, status)
         if stored is None:
-            return False
+            return None
         entry = _entry(name, FILE, stored.status)
         entry.xattrs = stored.xattrs
         if status.st_nlink > 1:
@@ -163,7 +172,7 @@ class TreeStore:
         entries.append(entry)
         if not stored.steady:
             self.unsteady.append(path)
-        return stored.steady
+        return stored.steady and not stored.again
 
     def _add_other(self, part: Part, name: bytes, path: bytes, status: os.stat_result, entries: list[Entry]) -> bool:
         """Record what is not a regular file; whether nothing of it is missing."""
@@ -203,11 +212,7 @@ class TreeStore:
             filled += count
         if filled < FILE_MIN:
             return self._files.bundle(bytes(view[:filled])) if filled else None
-        content = LargeContent(self._pipeline, self._cuts)
-        for place, _ in self._stream.store(_Rejoined(view, source).read):
-            content.add(place)
-            self._watch.progress.advance(place.length)
-        return content
+        return self._large.store(source.name, 0, _Rejoined(view, source).read)[0]
 
 
 class _Rejoined:

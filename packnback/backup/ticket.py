@@ -23,13 +23,15 @@ class Resolver(Protocol):
 class Ticket:
     """One data object to be. `id` is None until it has been hashed; `shift` is settled before that."""
 
-    __slots__ = ("_resolver", "id", "inspect", "shift", "submitted")
+    __slots__ = ("_resolver", "id", "inspect", "shift", "size", "submitted")
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
         self.id: bytes | None = None
         self.shift = 0
         """Bytes that were put in front of everything else in the object."""
+        self.size = 0
+        """Bytes of the complete object."""
         self.submitted = False
         """Whether the object is complete; the one of an open bundle is not, and must not be waited for."""
         self.inspect: Callable[[Bytes], None] | None = None
@@ -61,6 +63,22 @@ class Place(NamedTuple):
         return Extent(self.ticket.wait(), self.start + self.ticket.shift, self.length)
 
 
+class _Settled:
+    def wait_for(self, ticket: Ticket) -> None:
+        """Never called: the ticket has its id."""
+
+
+_SETTLED = _Settled()
+
+
+def known_place(extent: Extent) -> Place:
+    """A place in an object that has its id already."""
+    ticket = Ticket(_SETTLED)
+    ticket.id = extent.id
+    ticket.submitted = True
+    return Place(ticket, extent.offset, extent.length)
+
+
 def stretch(extent: Place | Extent, at: int, length: int) -> Place | Extent:
     """`length` bytes of an extent, from `at` within it."""
     if isinstance(extent, Place):
@@ -73,7 +91,6 @@ def joined(first: Place | Extent, second: Place | Extent) -> Place | Extent | No
     if isinstance(first, Place):
         if isinstance(second, Place) and first.ticket is second.ticket and first.start + first.length == second.start:
             return Place(first.ticket, first.start, first.length + second.length)
-    elif isinstance(second, Extent) and first.id is not None and first.id == second.id:
-        if first.offset + first.length == second.offset:
-            return Extent(first.id, first.offset, first.length + second.length)
-    return None
+        return None
+    follows = isinstance(second, Extent) and first.id == second.id and first.offset + first.length == second.offset
+    return Extent(first.id, first.offset, first.length + second.length) if follows and first.id else None

@@ -66,6 +66,10 @@ class Part:
     """Ascending by name. What lstat says, or, above a root, stat."""
     implicit: frozenset[bytes] = _NONE
     """Names of directories above a root."""
+    device: int = 0
+    """The file system that the directory stands on, as in st_dev."""
+    later: bool = False
+    """Whether this is not the first stretch of a huge directory."""
     whole: bool = True
     """False when something could not be looked at: such a part must not be taken for unchanged later."""
 
@@ -124,6 +128,7 @@ class Walk:
         part = Part(pending.path, fd, [], frozenset(name for name, tree in pending.tree.items() if tree))
         prefix = pending.path + b"/" if pending.path else b""
         try:
+            part.device = os.fstat(fd).st_dev
             for name in sorted(pending.tree):
                 tree = pending.tree[name]
                 try:
@@ -151,7 +156,9 @@ class Walk:
                 self._failed(b"/" + pending.path, error)
                 return
             for stretch in split(names, self._part_starts):
-                yield self._part(pending.path, fd, stretch, below)
+                part = Part(pending.path, fd, [], device=pending.device, later=stretch[:1] != names[:1])
+                self._look_at(part, stretch, below)
+                yield part
         finally:
             os.close(fd)
 
@@ -194,9 +201,9 @@ class Walk:
             return CACHE_TAG
         return None
 
-    def _part(self, path: bytes, fd: int, names: Sequence[bytes], below: list[_Pending]) -> Part:
-        part = Part(path, fd, [])
-        children = part.children
+    def _look_at(self, part: Part, names: Sequence[bytes], below: list[_Pending]) -> None:
+        """Fill in the children of a part; appends those that are directories to `below`."""
+        path, fd, children = part.path, part.fd, part.children
         prefix = path + b"/" if path else b""
         excludes, one_file_system = self._options.excludes, self._options.one_file_system
         stat = os.stat
@@ -216,7 +223,6 @@ class Walk:
             children.append((name, status))
             if is_directory and (not one_file_system or status.st_dev in self._roots.devices):
                 below.append(_Pending(prefix + name, None, status.st_dev, status.st_ino))
-        return part
 
     def _failed(self, path: bytes, error: OSError) -> None:
         self._report(path, os.strerror(error.errno or 0))

@@ -23,6 +23,10 @@ class ContentHasher:
         """``MAC(id key, "file check\\0" ‖ content)``, 32 bytes."""
         return self.hash_parts((content,))
 
+    def start(self) -> blake3:
+        """A hasher to which the content is given bit by bit; its digest is that of `hash`."""
+        return self._empty.copy()
+
     def hash_parts(self, parts: tuple[Buffer, ...] | list[Buffer]) -> bytes:
         """The same for a content that is given in parts, in order."""
         hasher = self._empty.copy()

@@ -30,7 +30,12 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     Raises OSError if it cannot be opened.
     """
     found = filesystem_type(path)
-    return found is None or not (found in _LOCAL or found in _LOCAL_FUSE)
+    return found is None or is_remote_type(found)
+
+
+def is_remote_type(found: str) -> bool:
+    """Whether a file system of this type (as `filesystem_type` gives it) must be treated as shared."""
+    return not (found in _LOCAL or found in _LOCAL_FUSE)
 
 
 def filesystem_type(path: str | os.PathLike[str]) -> str | None:

@@ -16,7 +16,7 @@ from memory_repository import MemoryRepository, SavedTree, TreeReader
 from packnback.backup import disguise, listing_cuts, store_tree, walk
 from packnback.backup import save as save_module
 from packnback.backup.exclude import Excludes
-from packnback.backup.reuse import Visit
+from packnback.backup.reuse import Nothing, Visit
 from packnback.backup.save import SaveOptions, SaveResult, save
 from packnback.backup.state import Verdict
 from packnback.backup.stream_source import CommandSource, DescriptorSource
@@ -653,28 +653,29 @@ def test_checkpoints_protect_what_is_done(bench: Bench, monkeypatch: pytest.Monk
 # --- the seam of the cache ---------------------------------------------------------------------------------------
 
 
-class Memory:
+class Memory(Nothing):
     """Remembers whole parts by their path, and single files; takes no notice of change."""
 
     def __init__(self) -> None:
-        self.parts: dict[bytes, Sequence[Block]] = {}
+        self.parts: dict[bytes, tuple[Sequence[Block], int]] = {}
         self.files: dict[tuple[bytes, bytes], Entry] = {}
 
     def visit(self, part: Part) -> Visit:
         return _Visit(self, part.path)
 
 
-class _Visit:
+class _Visit(Nothing):
     def __init__(self, memory: Memory, path: bytes) -> None:
         self._memory = memory
         self._path = path
-        self.blocks = memory.parts.get(path)
+        self.blocks, self.directories = memory.parts.get(path, (None, 0))
 
     def file(self, name: bytes, status: os.stat_result) -> Entry | None:
         return self._memory.files.get((self._path, name))
 
-    def stored(self, blocks: Sequence[Block]) -> None:
-        self._memory.parts[self._path] = blocks
+    def stored(self, blocks: Sequence[Block], entries: Sequence[Entry], doubtful: frozenset[bytes] | None) -> None:
+        if doubtful is not None and not doubtful:
+            self._memory.parts[self._path] = blocks, sum(entry.type == DIRECTORY for entry in entries)
 
 
 @pytest.fixture

@@ -1,0 +1,316 @@
+"""The pieces of large files that were stored earlier: where each of them stands, and how a changed file finds them.
+
+A large file is cut into chunks of about 1 MiB, made of pieces of about 8 KiB (`cut`). The cache keeps, for each file,
+the list of its pieces: a keyed hash of 16 bytes, the length, and where it lies. If the file changes, the pieces that
+are found become extents into old objects (`delta`). About 2.6 MB of list stand for 1 GB of file.
+
+A list is written once, in segments, as the file is stored, and read only if the file changed, as a window: around
+where the last piece was found, and around where the same bytes stood before. So memory does not grow with the file.
+What was moved farther than the window reaches within a huge file is stored again.
+
+An object of which a file uses less than half is *poor*, and so are very small ones once there are many: its pieces
+are not found again, so that what remains of it is stored anew with the next change. That bounds both the waste in
+old objects and the number of fragments that a file is put together from.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cbor2
+from blake3 import blake3
+
+from packnback.backup.ahead import Presence
+from packnback.backup.cache import PIECES, Cache
+from packnback.backup.cache_rows import PieceFile, Rows, segment_key, split_ids
+from packnback.backup.spool import Spool
+from packnback.backup.ticket import Place, Ticket
+from packnback.crypto.derive import Buffer
+from packnback.format.entry import Extent
+from packnback.ids import KIB
+
+DIGEST_LEN = 16
+SEGMENT_PIECES = 4096
+COARSE_FROM = 64 << 30
+"""Files of at least this many bytes have coarser pieces."""
+COARSE_STEP = 8
+_AHEAD, _BEHIND, _STRIDE = 32, 8, 8
+"""Segments around a position that are held; the window moves by the stride."""
+SMALL_OBJECT = 64 * KIB
+SMALL_OBJECTS_MOST = 64
+RUN_PIECES_MOST = 2304
+"""Pieces in one run, which is never split over segments: those of the longest chunk, all of the least length."""
+_TALLY_LIMIT = 1 << 18
+_UNSEEN = -2
+
+
+def join(lengths: Sequence[int], step: int) -> Sequence[int]:
+    """Lengths of pieces, `step` of them joined on average: by their own lengths, so the content decides."""
+    if step == 1:
+        return lengths
+    joined: list[int] = []
+    length = 0
+    for piece in lengths:
+        length += piece
+        if piece % step == 0:
+            joined.append(length)
+            length = 0
+    if length:
+        joined.append(length)
+    return joined
+
+
+def digests_of(key: bytes, data: Buffer, lengths: Sequence[int]) -> list[bytes]:
+    """The keyed hashes of the pieces that `data` consists of."""
+    view, at, found = memoryview(data), 0, []
+    for length in lengths:
+        found.append(blake3(view[at : at + length], key=key).digest(DIGEST_LEN))
+        at += length
+    return found
+
+
+@dataclass(slots=True)
+class _Segment:
+    """Some thousand pieces, in order."""
+
+    ids: Sequence[bytes]
+    sizes: Sequence[int]
+    """Of the objects, in bytes."""
+    usable: Sequence[bool]
+    objects: array[int]
+    """For each piece, which object it lies in."""
+    offsets: array[int]
+    lengths: array[int]
+    digests: bytes
+
+    def digest(self, i: int) -> bytes:
+        return self.digests[i * DIGEST_LEN : (i + 1) * DIGEST_LEN]
+
+
+class OldPieceList:
+    """The list of a file as it was stored last. A piece has a number: its segment's times SEGMENT_PIECES, plus."""
+
+    def __init__(self, cache: Cache, rows: Rows, presence: Presence, file: bytes, facts: PieceFile) -> None:
+        self._cache = cache
+        self._rows = rows
+        self._presence = presence
+        self._file = file
+        self._facts = facts
+        self._poor = frozenset(facts.poor)
+        self._segments: dict[int, _Segment] = {}
+        self._where: dict[bytes, int] = {}
+        self._expected = 0
+        """The piece that comes next if nothing was inserted or removed."""
+        self._found_at = self._sought_at = _UNSEEN
+        self.seek(0)
+
+    def seek(self, offset: int) -> None:
+        """See `reuse.OldPieces`."""
+        segment = offset * self._facts.segments // max(self._facts.size, 1)
+        if segment // _STRIDE != self._sought_at:
+            self._sought_at = segment // _STRIDE
+            self._move()
+
+    def find(self, digest: bytes, length: int) -> Extent | None:
+        """See `reuse.OldPieces`. Of several equal pieces the one that goes on where the last one ended is best."""
+        number = self._expected
+        if self._digest(number) != digest:
+            number = self._where.get(digest, -1)
+        if number < 0:
+            self._expected += 1
+            return None
+        self._expected = number + 1
+        at, i = divmod(number, SEGMENT_PIECES)
+        segment = self._segments[at]
+        if at // _STRIDE != self._found_at:
+            self._found_at = at // _STRIDE
+            self._move()
+        which = segment.objects[i]
+        if not segment.usable[which] or segment.lengths[i] != length:
+            return None
+        return Extent(segment.ids[which], segment.offsets[i], length)
+
+    def size_of(self, object_id: bytes) -> int:
+        """The size of an object that was just found."""
+        return next(
+            (s.sizes[s.ids.index(object_id)] for s in self._segments.values() if object_id in s.ids),
+            0,
+        )
+
+    def _digest(self, number: int) -> bytes:
+        segment = self._segments.get(number // SEGMENT_PIECES)
+        return segment.digest(number % SEGMENT_PIECES) if segment is not None else b""
+
+    def _move(self) -> None:
+        wanted: set[int] = set()
+        for stride in (self._found_at, self._sought_at):
+            if stride != _UNSEEN:
+                at = stride * _STRIDE
+                wanted.update(range(max(at - _BEHIND, 0), min(at + _STRIDE + _AHEAD, self._facts.segments)))
+        for at in [at for at in self._segments if at not in wanted]:
+            self._forget(at)
+        self._read(sorted(wanted.difference(self._segments)))
+
+    def _forget(self, at: int) -> None:
+        segment = self._segments.pop(at)
+        for i in range(len(segment.lengths)):
+            digest = segment.digest(i)
+            if self._where.get(digest, -1) // SEGMENT_PIECES == at:
+                del self._where[digest]
+
+    def _read(self, wanted: Sequence[int]) -> None:
+        with self._cache.reading() as txn:
+            keys = [segment_key(self._file, at) for at in wanted]
+            bodies = [self._rows.open(PIECES, key, txn.get(PIECES, key)) for key in keys]
+        found = {at: cbor2.loads(body) for at, body in zip(wanted, bodies, strict=True) if body is not None}
+        ids = {i for value in found.values() for i in split_ids(value[0])}
+        missing = self._presence.missing(self._presence.ask(ids), ids) | self._poor
+        for at, value in found.items():
+            segment = self._segments[at] = _segment(value, missing)
+            for i in range(len(segment.lengths)):
+                if segment.usable[segment.objects[i]]:
+                    self._where[segment.digest(i)] = at * SEGMENT_PIECES + i
+
+
+def _segment(value: Sequence[bytes], missing: set[bytes] | frozenset[bytes]) -> _Segment:
+    joined, sizes, runs, lengths, digests = value
+    ids = split_ids(joined)
+    segment = _Segment(
+        ids,
+        array("I", sizes),
+        [object_id not in missing for object_id in ids],
+        array("I"),
+        array("I"),
+        array("I", lengths),
+        digests,
+    )
+    numbers, i = array("I", runs), 0
+    for which, offset, count in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+        for _ in range(count):
+            segment.objects.append(which)
+            segment.offsets.append(offset)
+            offset += segment.lengths[i]
+            i += 1
+    return segment
+
+
+class _Run(NamedTuple):
+    """Pieces that lie one behind the other in one object."""
+
+    extent: Place | Extent
+    lengths: Sequence[int]
+    digests: list[bytes]
+    """Empty until the object's chunk was hashed."""
+    size: int
+    """Of an old object."""
+
+
+class NewPieceList:
+    """The list of a file that is being stored: written to the spool as ids become known."""
+
+    def __init__(self, spool: Spool, rows: Rows, file: bytes, old: OldPieceList | None, step: int) -> None:
+        self.step = step
+        self.finished = False
+        self._spool = spool
+        self._rows = rows
+        self._file = file
+        self._old = old
+        self._coming: deque[_Run] = deque()
+        self._segments = 0
+        self._length = 0
+        self._size = 0
+        self._tally: dict[bytes, list[int]] = {}
+        """Old objects that the file uses in part, or that are small: (bytes used, size)."""
+        self._poor: list[bytes] = []
+        self._start_segment()
+
+    def digest(self, piece: memoryview) -> bytes:
+        """See `reuse.NewPieces`."""
+        return blake3(piece, key=self._rows.piece_key).digest(DIGEST_LEN)
+
+    def whole(self, ticket: Ticket, lengths: Sequence[int]) -> None:
+        """See `reuse.NewPieces`. Called before the object is handed in."""
+        joined, digests = join(lengths, self.step), list[bytes]()
+        key = self._rows.piece_key
+
+        def inspect(data: Buffer) -> None:
+            digests.extend(digests_of(key, data, joined))
+
+        ticket.inspect = inspect
+        self._size += sum(joined)
+        self._coming.append(_Run(Place(ticket, 0, sum(joined)), joined, digests, 0))
+
+    def add(self, extent: Place | Extent, lengths: Sequence[int], digests: list[bytes]) -> None:
+        """See `reuse.NewPieces`."""
+        size = 0
+        if isinstance(extent, Extent) and extent.id is not None and self._old is not None:
+            size = self._old.size_of(extent.id)
+            is_part = extent.length < size or size < SMALL_OBJECT
+            if is_part and (extent.id in self._tally or len(self._tally) < _TALLY_LIMIT):
+                self._tally.setdefault(extent.id, [0, size])[0] += extent.length
+        self._size += extent.length
+        self._coming.append(_Run(extent, lengths, digests, size))
+
+    def finish(self) -> bool:
+        """See `reuse.NewPieces`: True if more than a quarter of the file's length is waste in poor objects."""
+        poor = [object_id for object_id, (used, size) in self._tally.items() if 2 * used < size]
+        waste = sum(size - used for used, size in self._tally.values() if 2 * used < size)
+        small = [object_id for object_id, (_, size) in self._tally.items() if size < SMALL_OBJECT]
+        if len(small) > SMALL_OBJECTS_MOST:
+            poor += small
+        self._poor = sorted(set(poor))
+        self._tally.clear()
+        self._old = None
+        self.finished = True
+        return 4 * waste > self._size
+
+    def settle(self) -> bool:
+        """Write what is known by now. True when that is all of it."""
+        coming = self._coming
+        while coming and (isinstance(coming[0].extent, Extent) or coming[0].extent.resolved):
+            self._take(coming.popleft())
+        if coming or not self.finished:
+            return False
+        self._end_segment()
+        facts = PieceFile(self._segments, self._length, self._size, time.time_ns(), self.step, self._poor)
+        self._spool.pieces(self._file, facts)
+        return True
+
+    def _take(self, run: _Run) -> None:
+        extent, size = run.extent, run.size
+        if isinstance(extent, Place):
+            size = extent.ticket.size
+            extent = extent.extent()
+        assert extent.id is not None
+        which = self._objects.setdefault(extent.id, len(self._objects))
+        if which == len(self._sizes):
+            self._sizes.append(size)
+        self._runs.extend((which, extent.offset, len(run.lengths)))
+        self._lengths.extend(run.lengths)
+        self._digests += run.digests
+        if len(self._lengths) > SEGMENT_PIECES - RUN_PIECES_MOST:
+            self._end_segment()
+
+    def _start_segment(self) -> None:
+        self._objects: dict[bytes, int] = {}
+        self._sizes = array("I")
+        self._runs = array("I")
+        self._lengths = array("I")
+        self._digests: list[bytes] = []
+
+    def _end_segment(self) -> None:
+        if not self._lengths:
+            return
+        key = segment_key(self._file, self._segments)
+        arrays = [a.tobytes() for a in (self._sizes, self._runs, self._lengths)]
+        body = cbor2.dumps([b"".join(self._objects), *arrays, b"".join(self._digests)])
+        value = self._rows.seal(PIECES, key, body)
+        self._spool.segment(key, value)
+        self._segments += 1
+        self._length += len(value)
+        self._start_segment()

@@ -1,0 +1,349 @@
+"""Memory of earlier runs, kept in the client's cache: what `reuse` describes.
+
+Three rules make it harmless. What it says *exists* is asked of the repository before it is used (`ahead`). What it
+says about *contents* rests on signatures that are taken only of files that held still, and that were changed last
+before anything that could go unnoticed (`signature`). And rows are written only after what they point to is durable
+(`spool`), each with a keyed check. So a cache that is lost, old, damaged or another repository's costs time, and
+nothing else.
+
+When the cache itself fails, the run goes on without it, and says so once.
+
+*Liveness:* of each bundle the cache counts how many of its bytes the rows of a scope use. One that is used by less
+than half counts as missing; the files that lie in it are read, and stored anew. So the waste inside bundles is
+bounded although nobody can look into them. Of large files, `pieces` does the same.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+from packnback.backup.ahead import Ahead, Known, Presence, Repository
+from packnback.backup.cache import PIECES, USAGE, Cache, CacheFailed
+from packnback.backup.cache_rows import (
+    NO_STAMP,
+    STAMP_LEN,
+    PartRow,
+    Rows,
+    part_key,
+)
+from packnback.backup.contents import Contents
+from packnback.backup.cut import FILE_MIN
+from packnback.backup.pieces import COARSE_FROM, COARSE_STEP, NewPieceList, OldPieceList
+from packnback.backup.reuse import NOTHING, NewPieces, OldPieces, Reuse, Visit
+from packnback.backup.roots import Roots, RootTree
+from packnback.backup.signature import FileSystem, Signatures, stamp
+from packnback.backup.spool import Spool
+from packnback.backup.ticket import Place, Ticket
+from packnback.backup.tree import Block
+from packnback.backup.walk import Part
+from packnback.errors import FormatDamage
+from packnback.events import Progress
+from packnback.format.entry import DIRECTORY, FILE, Entry, Extent, decode_block
+from packnback.format.listing import path_key
+
+T = TypeVar("T")
+_REGULAR = 0o100000
+_TYPE = 0o170000
+
+
+class Remembered:
+    """`reuse.Reuse` on a cache that is open. `scope` is `cache_rows.scope_of` the options."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        rows: Rows,
+        scope: bytes,
+        roots: Roots | None,
+        repository: Repository,
+        progress: Progress,
+    ) -> None:
+        """Raises CacheFailed."""
+        self._cache = cache
+        self._rows = rows
+        self._scope = scope
+        self._progress = progress
+        self._failed = False
+        self._presence = Presence(repository, self._poor)
+        self.spool = Spool(cache, rows)
+        self.contents = Contents(cache, rows, self._presence, self.spool)
+        self._signatures = Signatures(rows.piece_key)
+        prefixes = [path_key(path) for path in _leaves(roots.tree, b"")] if roots is not None else []
+        self._ahead = Ahead(cache, rows, scope, prefixes, self._presence, self._drop)
+        self._pieces: list[NewPieceList] = []
+
+    def visit(self, part: Part) -> Visit:
+        """See `reuse.Reuse`."""
+        return self.attempt(lambda: self._visit(part), NOTHING.visit(part))
+
+    def content(self, content_hash: bytes) -> Extent | None:
+        """See `reuse.Reuse`."""
+        return self.attempt(lambda: self.contents.find(content_hash), None)
+
+    def bundled(self, ticket: Ticket, size: int, contents: Sequence[tuple[bytes, int, int]]) -> None:
+        """See `reuse.Reuse`."""
+        self.attempt(lambda: self.contents.bundled(ticket, size, contents), None)
+
+    def pieces(self, name: bytes, size: int) -> tuple[OldPieces | None, NewPieces] | None:
+        """See `reuse.Reuse`."""
+        return self.attempt(lambda: self._piece_lists(name, size), None)
+
+    def keep(self, *, finished: bool = False) -> None:
+        """See `reuse.Reuse`."""
+        self.attempt(lambda: self._keep(finished), None)
+
+    def close(self) -> None:
+        """See `reuse.Reuse`."""
+        self.spool.close()
+
+    def stored(self, key: bytes, row: PartRow, old: PartRow | None) -> None:
+        """A part has been read anew."""
+        self.attempt(lambda: self._stored(key, row, old), None)
+
+    def attempt(self, action: Callable[[], T], otherwise: T) -> T:
+        """Do it unless the cache has failed, or does so now."""
+        if not self._failed:
+            try:
+                return action()
+            except CacheFailed as failed:
+                self._failed = True
+                self._progress.note(f"the cache cannot be used: {failed}")
+        return otherwise
+
+    def _visit(self, part: Part) -> Visit:
+        now_ns = time.time_ns()
+        file_system = self._signatures.file_system(part)
+        signature = self._signatures.of_part(part, file_system)
+        first = part.children[0][0] if part.later and part.children else b""
+        key = part_key(self._scope, part.path, first)
+        known = self._ahead.find(key)
+        if known is not None and not known.missing and known.row.is_of(signature, part.device):
+            return _Unchanged(known.row)
+        return _Changed(self, key, signature, part, file_system, now_ns, known)
+
+    def _stored(self, key: bytes, row: PartRow, old: PartRow | None) -> None:
+        self.contents.settle()
+        self._settle_pieces()
+        self.spool.part(key, self._rows.part(key, row), self._more(row.uses, old.uses if old else {}))
+
+    def _drop(self, key: bytes, row: PartRow | None) -> None:
+        self.spool.drop(key, self._more({}, row.uses if row is not None else {}))
+
+    def _more(self, new: dict[bytes, int], old: dict[bytes, int]) -> dict[bytes, tuple[int, int]]:
+        """By usage key: how many bytes more of a bundle are used than before, and its size."""
+        more = {bundle: new.get(bundle, 0) - old.get(bundle, 0) for bundle in {**old, **new}}
+        return {self._scope + b: (count, self.contents.size_of(b)) for b, count in more.items() if count}
+
+    def _poor(self, ids: Iterable[bytes]) -> set[bytes]:
+        """Bundles of which less than half is used."""
+        poor = set()
+        with self._cache.reading() as txn:
+            for bundle in ids:
+                key = self._scope + bundle
+                usage = self._rows.read_usage(key, txn.get(USAGE, key))
+                if usage is not None and 2 * usage[0] < usage[1]:
+                    poor.add(bundle)
+        return poor
+
+    def _piece_lists(self, name: bytes, size: int) -> tuple[OldPieces | None, NewPieces]:
+        file = self._rows.file_key(name)
+        step = COARSE_STEP if size >= COARSE_FROM else 1
+        with self._cache.reading() as txn:
+            facts = self._rows.read_piece_file(file, txn.get(PIECES, file))
+        old = None
+        if facts is not None and facts.step == step:
+            old = OldPieceList(self._cache, self._rows, self._presence, file, facts)
+        new = NewPieceList(self.spool, self._rows, file, old, step)
+        self._pieces.append(new)
+        return _CarefulOld(self, old) if old is not None else None, _CarefulNew(self, new)
+
+    def _keep(self, finished: bool) -> None:
+        if finished:
+            self._ahead.finish()
+        self.contents.settle()
+        self._settle_pieces()
+        self._pieces.clear()  # what is left is of files that could not be read to their end
+        self.spool.write()
+
+    def _settle_pieces(self) -> None:
+        self._pieces = [pieces for pieces in self._pieces if not pieces.settle()]
+
+
+@contextmanager
+def remembering(
+    place: bytes, rows: Rows, scope: bytes, roots: Roots | None, repository: Repository, progress: Progress
+) -> Iterator[Reuse]:
+    """Memory in the cache at `place` (`cache.place_of`), or, if that cannot be used, none."""
+    with ExitStack() as stack:
+        memory: Reuse = NOTHING
+        try:
+            cache = stack.enter_context(Cache.open(place))
+            memory = Remembered(cache, rows, scope, roots, repository, progress)
+            stack.callback(memory.close)
+        except CacheFailed as failed:
+            progress.note(f"the cache cannot be used: {failed}")
+        yield memory
+
+
+class _CarefulOld:
+    """Old pieces, until the cache fails."""
+
+    def __init__(self, memory: Remembered, pieces: OldPieceList) -> None:
+        self._memory = memory
+        self._pieces = pieces
+
+    def seek(self, offset: int) -> None:
+        """See `reuse.OldPieces`."""
+        self._memory.attempt(lambda: self._pieces.seek(offset), None)
+
+    def find(self, digest: bytes, length: int) -> Extent | None:
+        """See `reuse.OldPieces`."""
+        return self._memory.attempt(lambda: self._pieces.find(digest, length), None)
+
+
+class _CarefulNew:
+    """New pieces, until the cache fails."""
+
+    def __init__(self, memory: Remembered, pieces: NewPieceList) -> None:
+        self._memory = memory
+        self._pieces = pieces
+        self.step = pieces.step
+        self.digest = pieces.digest
+        self.whole = pieces.whole
+
+    def add(self, extent: Place | Extent, lengths: Sequence[int], digests: list[bytes]) -> None:
+        """See `reuse.NewPieces`."""
+        self._memory.attempt(lambda: self._pieces.add(extent, lengths, digests), None)
+
+    def settle(self) -> None:
+        """See `reuse.NewPieces`."""
+        self._memory.attempt(self._pieces.settle, False)
+
+    def finish(self) -> bool:
+        """See `reuse.NewPieces`."""
+        return self._memory.attempt(self._pieces.finish, False)
+
+
+class _Unchanged:
+    """A visit to a part that is taken over as a whole."""
+
+    def __init__(self, row: PartRow) -> None:
+        self.blocks = row.blocks
+        self.directories = row.directories
+        self.users = row.users
+        self.groups = row.groups
+
+    def file(self, name: bytes, status: os.stat_result) -> Entry | None:
+        """Never asked for."""
+        return None
+
+    def stored(self, blocks: Sequence[Block], entries: Sequence[Entry], doubtful: frozenset[bytes] | None) -> None:
+        """Never told."""
+
+
+class _Changed:
+    """A visit to a part of which single files may be known."""
+
+    blocks = None
+    directories = 0
+    users: Sequence[int] = ()
+    groups: Sequence[int] = ()
+
+    def __init__(
+        self,
+        memory: Remembered,
+        key: bytes,
+        signature: bytes,
+        part: Part,
+        file_system: FileSystem,
+        now_ns: int,
+        known: Known | None,
+    ) -> None:
+        self._memory = memory
+        self._key = key
+        self._signature = signature
+        self._known = known
+        self._entries: dict[bytes, tuple[Entry, bytes]] | None = None
+        self._file_system = file_system
+        settled_before = file_system.settled_before
+        files = [(n, s) for n, s in part.children if s.st_mode & _TYPE == _REGULAR]
+        # Only stamps are kept, not what lstat said: a part may wait for its contents for long.
+        self._stamps = {n: stamp(s, file_system) for n, s in files if settled_before(s.st_ctime_ns, now_ns)}
+        others = [s for n, s in part.children if s.st_mode & _TYPE != _REGULAR]
+        self._settled = len(self._stamps) == len(files) and all(settled_before(s.st_ctime_ns, now_ns) for s in others)
+        linked = any(s.st_nlink > 1 for n, s in part.children if s.st_mode & _TYPE != 0o040000)
+        self._links_device = part.device if linked else 0
+        self._users = sorted({s.st_uid for _, s in part.children})
+        self._groups = sorted({s.st_gid for _, s in part.children})
+
+    def file(self, name: bytes, status: os.stat_result) -> Entry | None:
+        """See `reuse.Visit`."""
+        if self._known is None:
+            return None
+        if self._entries is None:
+            self._entries = _entries_of(self._known.row)
+        entry, remembered = self._entries.get(name, (None, NO_STAMP))
+        if entry is None or remembered == NO_STAMP or remembered != stamp(status, self._file_system):
+            return None
+        if (entry.size, entry.mtime_ns) != (status.st_size, status.st_mtime_ns):
+            return None
+        return entry if self._known.missing.isdisjoint(entry.ids()) else None
+
+    def stored(self, blocks: Sequence[Block], entries: Sequence[Entry], doubtful: frozenset[bytes] | None) -> None:
+        """See `reuse.Visit`."""
+        files = [entry for entry in entries if entry.type == FILE]
+        unsteady = doubtful or frozenset[bytes]()
+        stamps = [NO_STAMP if e.name in unsteady else self._stamps.get(e.name, NO_STAMP) for e in files]
+        whole = doubtful is not None and not doubtful and self._settled
+        row = PartRow(
+            self._signature if whole else b"",
+            self._links_device,
+            sum(entry.type == DIRECTORY for entry in entries),
+            self._users,
+            self._groups,
+            blocks,
+            b"".join(stamps),
+            _uses(files),
+        )
+        self._memory.stored(self._key, row, self._known.row if self._known is not None else None)
+
+
+def _entries_of(row: PartRow) -> dict[bytes, tuple[Entry, bytes]]:
+    """Regular files by name, with their stamps."""
+    found: dict[bytes, tuple[Entry, bytes]] = {}
+    at = 0
+    try:
+        for block in row.blocks:
+            for entry in decode_block(block.ids, block.data):
+                if entry.type == FILE:
+                    found[entry.name] = (entry, row.stamps[at : at + STAMP_LEN])
+                    at += STAMP_LEN
+    except FormatDamage as damage:
+        raise CacheFailed(str(damage)) from damage
+    return found
+
+
+def _uses(files: Sequence[Entry]) -> dict[bytes, int]:
+    """Bytes of each bundle that small files use; what lies in the same place is counted once."""
+    places = {
+        (entry.extents[0].id, entry.extents[0].offset): entry.size
+        for entry in files
+        if entry.check and entry.size < FILE_MIN and len(entry.extents) == 1
+    }
+    uses: dict[bytes, int] = {}
+    for (bundle, _), size in places.items():
+        if bundle is not None:
+            uses[bundle] = uses.get(bundle, 0) + size
+    return uses
+
+
+def _leaves(tree: RootTree | None, path: bytes) -> list[bytes]:
+    """The roots in a tree of them."""
+    if tree is None:
+        return [path]
+    prefix = path + b"/" if path else b""
+    return [leaf for name, below in tree.items() for leaf in _leaves(below, prefix + name)]

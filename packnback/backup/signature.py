@@ -1,0 +1,101 @@
+"""Telling an unchanged file or directory by what lstat says: signatures, and when not to trust them.
+
+Every change of a file's content or properties sets its ctime, which nobody can set back; but clocks tick. A file
+that is changed again within the tick in which it was read looks the same afterwards. So a file is remembered only
+if its ctime was older, when it was about to be read, than anything that the clock behind it could still write:
+the kernel's own coarse clock where time stamps are made by it and kept in full, two seconds where a file system
+keeps whole or even seconds, and minutes where another machine makes them.
+
+The inode tells two files of the same size and times apart, one moved over the other; it is left out on file
+systems that give numbers as they please.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import struct
+import time
+from operator import attrgetter, itemgetter
+from typing import NamedTuple
+
+from packnback.backup.cache_rows import NO_STAMP, SIGNATURE_LEN
+from packnback.backup.walk import Part
+from packnback.crypto.derive import MAC
+from packnback.store import mounts
+
+# fmt: off
+_FULL_STAMPS = frozenset({"bcachefs", "btrfs", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"})
+"""File systems of this machine that keep nanoseconds (ext4 with small inodes does not, see `_margin`)."""
+_STABLE_INODES = _FULL_STAMPS | {
+    "ext2", "ext3", "hfsplus", "jfs", "nilfs2", "ntfs", "ntfs3", "ramfs", "reiserfs", "squashfs", "ubifs", "udf",
+}
+# fmt: on
+_SECOND = 10**9
+_CLOCK_REALTIME_COARSE = 5
+"""The clock of time stamps (linux/time.h), which Python does not name."""
+_COARSE_MARGIN_NS = 2 * int(time.clock_getres(_CLOCK_REALTIME_COARSE) * _SECOND)
+_SECONDS_MARGIN_NS = 3 * _SECOND
+_REMOTE_MARGIN_NS = 300 * _SECOND
+"""How far another machine's clock may be behind this one's."""
+
+_FACTS = attrgetter("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_uid", "st_gid")
+_FACTS_WITHOUT_INODE = attrgetter("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_uid", "st_gid")
+_NAME, _STATUS = itemgetter(0), itemgetter(1)
+_STAMP = struct.Struct("<qQ")
+_MARSHAL_VERSION = 2
+"""The last one whose output depends on nothing but the value."""
+
+
+class FileSystem(NamedTuple):
+    """What is to be thought of time stamps and inodes there."""
+
+    stable_inodes: bool
+    fine: bool
+    """Whether time stamps are made by this machine's kernel and kept in full."""
+    local: bool
+
+    def settled_before(self, ctime_ns: int, now_ns: int) -> bool:
+        """Whether a file that was changed last at `ctime_ns` would show another change from `now_ns` on."""
+        if self.fine and ctime_ns % _SECOND:
+            margin_ns = _COARSE_MARGIN_NS
+        else:
+            margin_ns = _SECONDS_MARGIN_NS if self.local else _REMOTE_MARGIN_NS
+        return ctime_ns < now_ns - margin_ns
+
+
+class Signatures:
+    """Signs parts under `key` (32 bytes)."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._file_systems: dict[int, FileSystem] = {}
+
+    def file_system(self, part: Part) -> FileSystem:
+        """The file system of a part's directory."""
+        found = self._file_systems.get(part.device)
+        if found is None:
+            try:
+                kind = mounts.filesystem_type(f"/proc/self/fd/{part.fd}")
+            except OSError:  # a directory above the roots that may only be passed through
+                kind = None
+            found = self._file_systems[part.device] = _judge(kind)
+        return found
+
+    def of_part(self, part: Part, file_system: FileSystem) -> bytes:
+        """A keyed hash of the children that are included: names, and all that lstat says but for atime and links."""
+        facts = _FACTS if file_system.stable_inodes else _FACTS_WITHOUT_INODE
+        children = part.children
+        seen = [list(map(_NAME, children)), list(map(facts, map(_STATUS, children))), sorted(part.implicit)]
+        return MAC(self._key, marshal.dumps(seen, _MARSHAL_VERSION), SIGNATURE_LEN)
+
+
+def stamp(status: os.stat_result, file_system: FileSystem) -> bytes:
+    """What, besides size and mtime, has to be the same for a file to be unchanged. Never NO_STAMP."""
+    made = _STAMP.pack(status.st_ctime_ns, status.st_ino if file_system.stable_inodes else 1)
+    return made if made != NO_STAMP else b"\xff" + made[1:]
+
+
+def _judge(kind: str | None) -> FileSystem:
+    local = kind is not None and not mounts.is_remote_type(kind)
+    return FileSystem(kind in _STABLE_INODES, kind in _FULL_STAMPS, local)
