@@ -24,6 +24,7 @@ from packnback.store.index import Index
 from packnback.store.index_probe import probe
 from packnback.store.lmdb_index import LmdbIndex
 from packnback.store.lock import FileLocks
+from packnback.store.lost_config import repository_id_of
 from packnback.store.mounts import is_remote
 from packnback.store.osfs import OsFileSystem, make_root
 from packnback.store.readme import README_TEXT
@@ -53,7 +54,7 @@ def create_local(path: str, owner_bundle: bytes, watch: Watch | None = None) -> 
         blobs = FileBlobStore(fs)
         if not blobs.exists(layout.README):
             blobs.publish(layout.README, [README_TEXT.encode()])
-        repository.create(blobs, path, owner_bundle, os.urandom)
+        repository.create(blobs, path, owner_bundle, os.urandom, repository_id_of(blobs, path, owner_bundle))
     except OSError as error:
         raise storage_error("make", path, error) from error
     finally:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from packnback.errors import (
     BlobMissing,
     ConfigDamage,
+    DiskFull,
     FormatDamage,
     IndexDamage,
     NotAllowed,
@@ -27,10 +28,9 @@ from packnback.format.config import Config
 from packnback.store import catalog, layout
 from packnback.store.blobs import BlobStore
 from packnback.store.fetch import Fetcher
-from packnback.store.index import Index
+from packnback.store.index import Index, ReadTxn
 from packnback.store.interface import Fetched, SnapshotInfo
 from packnback.store.lock import Held, Locks
-from packnback.store.lost_config import repository_id_of
 from packnback.store.reconcile import Reconciled, Truth, reconcile
 from packnback.store.session import ClientIdentity, LocalSession
 
@@ -78,19 +78,41 @@ class LocalRepository:
         self.ports = ports
         self.wait_s = SESSION_WAIT_S
         self.truth = Truth(ports.blobs, config.repository_id, config.owner_bundle, ports.watch)
-        self._fetcher = Fetcher(ports.blobs, ports.index, ports.watch)
+        self._generation = ports.index.generation
+        self._fetcher = Fetcher(ports.blobs, self, ports.watch)
 
     # --- keeping the index up to date ------------------------------------------------------------------------
 
     def reconcile(self) -> Reconciled:
-        """Bring the index up to the directories; a damaged one is emptied and made anew.
+        """Bring the index up to the directories; a damaged one is thrown away and made anew.
 
-        The caller holds the lock, shared or exclusive.
+        The caller holds the lock, shared or exclusive. Somebody else's throwing it away meanwhile begins it again.
         """
+        mended = False
+        while True:
+            before = self.ports.index.generation
+            try:
+                done = self._reconcile()
+            except IndexDamage:
+                if mended:
+                    raise
+                self.ports.index.discard()
+                mended = True
+                continue
+            if self.ports.index.generation == before:
+                self._generation = before
+                return done
+
+    def _reconcile(self) -> Reconciled:
+        """A disk is filled by writers who could not finish: what they have left must not lock everybody out."""
         try:
             return reconcile(self.truth, self.ports.index)
-        except IndexDamage:
-            return self.rebuild()
+        except DiskFull:
+            self.ports.index.release_ballast()
+            try:
+                return reconcile(self.truth, self.ports.index)
+            finally:
+                self.ports.index.restore_ballast()
 
     def rebuild(self) -> Reconciled:
         """Throw the index away, files and all, and derive it from the directories.
@@ -98,7 +120,7 @@ class LocalRepository:
         Clearing its tables would not do: LMDB refuses to, or goes on using the pages that are damaged.
         """
         self.ports.index.discard()
-        return reconcile(self.truth, self.ports.index)
+        return self.reconcile()
 
     @contextmanager
     def reading(self, wait_s: float | None = None) -> Iterator[Held]:
@@ -144,7 +166,7 @@ class LocalRepository:
 
     def _check_client(self, client: ClientIdentity) -> None:
         """No epoch below the highest seen, no second domain behind the tag of a known one."""
-        with self.ports.index.read() as txn:
+        with self.read() as txn:
             for key, value in txn.scan("snapshots"):
                 row = rows.decode_snapshot(key, value)
                 if row.status in (rows.DAMAGED, rows.NEWER):
@@ -159,14 +181,28 @@ class LocalRepository:
 
     # --- reading -----------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def read(self) -> Iterator[ReadTxn]:
+        """A transaction on the index as this handle has reconciled it.
+
+        Not on one that another process has just thrown away and is still filling: of a snapshot that is not there
+        yet, nobody could tell that it is not lost. The caller holds the lock.
+        """
+        while True:
+            with self.ports.index.read() as txn:
+                if self.ports.index.generation == self._generation:
+                    yield txn
+                    return
+            self.reconcile()
+
     def snapshots(self) -> list[SnapshotInfo]:
         """See `interface.Repository.snapshots`."""
-        with self.ports.index.read() as txn:
+        with self.read() as txn:
             return catalog.snapshots(txn)
 
     def damaged_files(self) -> list[tuple[str, str, str]]:
         """(directory, name, why) of every file that could not be parsed."""
-        with self.ports.index.read() as txn:
+        with self.read() as txn:
             return catalog.damaged_files(txn)
 
     def read_snapshot(self, name: str) -> bytes:
@@ -185,13 +221,18 @@ class LocalRepository:
         self.ports.index.close()
 
 
-def create(blobs: BlobStore, location: str, owner_bundle: bytes, random: Callable[[int], bytes]) -> Config:
+def create(
+    blobs: BlobStore,
+    location: str,
+    owner_bundle: bytes,
+    random: Callable[[int], bytes],
+    repository_id: bytes | None = None,
+) -> Config:
     """Make a repository of directories that `layout.make_layout` has made: its config is its birth.
 
-    Where snapshots stand without a config, it is theirs that is made again (`packnback.store.lost_config`).
-    Raises AlreadyExists when there is one, ConfigDamage when packs stand there that nothing tells about.
+    `repository_id` is given when the directory has been one already (`packnback.store.lost_config`).
+    Raises AlreadyExists when there is a config.
     """
-    known = repository_id_of(blobs, location, owner_bundle)
-    config = Config(known if known is not None else random(16), owner_bundle)
+    config = Config(random(16) if repository_id is None else repository_id, owner_bundle)
     blobs.publish(layout.CONFIG, [config_format.encode(config)])
     return config

@@ -43,7 +43,7 @@ _READ_AT = b"read at "
 _WAS_DAMAGED = b"damaged!"
 
 
-_BLOCKS = (64 * KIB, 4 * KIB)
+_BLOCKS = (64 * KIB, 4 * KIB, 512)
 """What of a file cannot be read is replaced by zeros, in blocks of these sizes, the larger ones first."""
 
 
