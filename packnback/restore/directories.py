@@ -1,27 +1,20 @@
-"""The directories of a restore, from being made to being closed.
+"""The directories of a restore, as the listing enters and leaves them.
 
 They form a stack that follows the listing. A directory is made, with mode 0700, when the listing enters it, and is
-due to be closed when the listing has left it. Closing waits until the files below are written, because writing
-them needs permissions and changes times; it goes from the deepest upwards.
-
-With ``delete``, closing also removes what the snapshot does not have; never from a directory of which the
-listing is not wholly known (a damaged page, a directory above a backed-up root, one above a selected path).
+due to be closed (`closing`) when the listing has left it. Closing waits until the files below are written, because
+writing them needs permissions and changes times.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import stat
 from dataclasses import dataclass, field
 
 from packnback import errors
 from packnback.format.entry import Entry
-from packnback.restore.attributes import Ownership, apply_to_fd
-from packnback.restore.files import DAMAGED, report_failure
+from packnback.restore.files import report_failure
 from packnback.restore.look import join
 from packnback.restore.options import Overwrite, RestoreOptions
-from packnback.restore.report import RestoreResult, Trouble
+from packnback.restore.report import RestoreResult
 from packnback.restore.target import Target
 
 
@@ -50,15 +43,14 @@ class Directories:
     def __init__(self, target: Target | None, options: RestoreOptions, result: RestoreResult) -> None:
         self._target = target
         self._options = options
-        self._ownership = Ownership.of_process(options.owners)
         self._result = result
         self._stack = [Frame(b"", fresh=target is None)]
-        self._closing: list[Frame] = []
+        self._left: list[Frame] = []
 
     @property
     def waiting(self) -> int:
-        """Directories that wait to be closed."""
-        return len(self._closing)
+        """Directories that wait to be taken."""
+        return len(self._left)
 
     def expect(self, path: bytes, entry: Entry) -> None:
         """Say what is known of the directory `path` before it is entered out of order."""
@@ -94,21 +86,17 @@ class Directories:
             if frame.path == path:
                 frame.whole = False
 
-    def close_left(self) -> None:
-        """Close all directories that were left."""
-        for frame in self._closing:
-            try:
-                self._close(frame)
-            except (OSError, errors.Refused) as error:
-                report_failure(self._result, frame.path, error)
-        self._closing.clear()
+    def take_left(self) -> list[Frame]:
+        """The directories that were left since this was asked for the last time, deepest first: to be closed."""
+        left, self._left = self._left, []
+        return left
 
     def _wait(self, frame: Frame) -> None:
         for name, entry in frame.children.items():
             # Listed by its parent, but without a listing of its own: all that is known is that it is there.
-            self._closing.append(self._make(join(frame.path, name), entry, frame, whole=False))
+            self._left.append(self._make(join(frame.path, name), entry, frame, whole=False))
         frame.children.clear()
-        self._closing.append(frame)
+        self._left.append(frame)
 
     def _make(self, path: bytes, entry: Entry | None, above: Frame, *, whole: bool) -> Frame:
         implicit = entry is not None and entry.implicit
@@ -125,41 +113,3 @@ class Directories:
             frame.refused = True
             report_failure(self._result, path, error)
         return frame
-
-    def _close(self, frame: Frame) -> None:
-        if frame.refused or self._target is None:
-            return
-        if self._options.delete and frame.whole and not frame.fresh:
-            self._delete_unknown(self._target, frame)
-        if self._options.dry_run or frame.entry is None:
-            return
-        kept = self._options.overwrite == Overwrite.NEVER or frame.entry.implicit
-        if kept and not frame.fresh:
-            return
-        fd = self._target.folder(frame.path).fd
-        found = os.fstat(fd)
-        for reason in apply_to_fd(fd, frame.entry, self._ownership, (found.st_uid, found.st_gid)):
-            self._result.add(frame.path, reason, Trouble.ATTRIBUTE)
-
-    def _delete_unknown(self, target: Target, frame: Frame) -> None:
-        fd = target.folder(frame.path).fd
-        for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
-            if name in frame.known or (name.endswith(DAMAGED) and name[: -len(DAMAGED)] in frame.known):
-                continue
-            path = join(frame.path, name)
-            self._result.deleted += 1
-            if self._options.dry_run:
-                self._result.add(path, "would be deleted", Trouble.NOTE)
-                continue
-            try:
-                _remove(target, path, name, fd)
-            except OSError as error:
-                report_failure(self._result, path, error)
-
-
-def _remove(target: Target, path: bytes, name: bytes, fd: int) -> None:
-    if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
-        target.forget(path)
-        shutil.rmtree(name, dir_fd=fd)  # by descriptors, so it follows no symlink
-    else:
-        os.unlink(name, dir_fd=fd)

@@ -46,10 +46,14 @@ class FileTask:
     entry: Entry
     replace: bool
     """Whether what stands under its name may be replaced."""
-    remaining: int = 0
-    """Bytes that are neither holes nor written nor lost yet."""
+    remaining: int
+    """Bytes that were neither written nor lost yet. The writer's to change, as is all that follows `flaw`."""
+    absent: int = 0
+    """Bytes that no piece will bring: holes, and what could not be planned. The planner's to change."""
     planned: bool = False
     """Whether all its pieces have been asked for."""
+    flaw: errors.PacknbackError | None = None
+    """Why it could not be planned to the end."""
     settled: bool = False
     """It has its name, or was given up."""
     temporary: bytes = b""
@@ -121,9 +125,11 @@ class FileWriter:
 
     def settle(self, task: FileTask) -> None:
         """Give the file its attributes and its name if all of it is written, or what is due if it cannot be."""
-        if task.settled or not task.planned or task.remaining:
+        if task.settled or not task.planned or task.remaining != task.absent:
             return
         task.settled = True
+        if task.problem is None and task.flaw is not None:
+            task.problem = str(task.flaw)
         try:
             if task.problem is None:
                 fd = self._descriptor(task)

@@ -55,7 +55,10 @@ class Opened:
 
 
 class ObjectReader:
-    """Opens the objects of one repository with one key. Made and used in one thread.
+    """Opens the objects of one repository with one key.
+
+    `open_many` and `open_each` may be called in any thread, and at the same time; what concerns listings (`listing_object`,
+    `prefetch`) in one.
 
     Raises WrongOwner at once if the repository belongs to somebody else's key.
     """
@@ -69,7 +72,7 @@ class ObjectReader:
         self._workers = workers or min(4, len(os.sched_getaffinity(0)))
         self._pool: ThreadPoolExecutor | None = None
         self._envelopes: OrderedDict[bytes, OpenedEnvelope] = OrderedDict()
-        self._envelopes_lock = threading.Lock()
+        self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, Opened] = OrderedDict()
         self._cached_bytes = 0
 
@@ -93,12 +96,12 @@ class ObjectReader:
 
     def envelope(self, raw: bytes) -> OpenedEnvelope:
         """The opened envelope. Raises EnvelopeRejected, WrongOwner or KeyCannot."""
-        with self._envelopes_lock:
+        with self._lock:
             if (known := self._envelopes.get(raw)) is not None:
                 self._envelopes.move_to_end(raw)
                 return known
         opened = open_envelope(raw, self.key, repository_id=self.repository.config.repository_id)
-        with self._envelopes_lock:
+        with self._lock:
             self._envelopes[raw] = opened
             if len(self._envelopes) > ENVELOPES_KEPT:
                 self._envelopes.popitem(last=False)
@@ -202,9 +205,10 @@ class ObjectReader:
             self._cached_bytes -= len(dropped.plaintext)
 
     def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="open")
-        return self._pool
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="open")
+            return self._pool
 
 
 def _itself(opened: Opened) -> Opened:

@@ -1,10 +1,10 @@
 """Restoring a snapshot, or some of its subtrees, below a target directory.
 
-Order of writes: a directory is made when its listing comes; symlinks, fifos and devices at once; files by plans
-(`locate`), window after window, object by object; hard links when the files of their window stand; last, deepest
-first, the directories that the listing has left are closed (`directories`).
+Order of writes: a directory is made when its listing comes; symlinks, fifos and devices at once; files, further names
+of hard-linked files, and the last touch of directories in windows (`window`), each of which is written by another
+thread while the next one is planned here.
 
-Memory is bounded by the window and by the directories above the current one; only hard-linked files keep a
+Memory is bounded by two windows and by the directories above the current one; only hard-linked files keep a
 small row each until the end. Nothing that goes wrong with one path stops the others: it is noted in the result.
 Only a full disk ends everything.
 """
@@ -25,21 +25,24 @@ from packnback.format.entry import DIRECTORY, FILE, Entry
 from packnback.format.listing import path_key
 from packnback.ids import ObjectClass
 from packnback.restore.attributes import Ownership
+from packnback.restore.behind import Behind
+from packnback.restore.closing import Closer
 from packnback.restore.directories import Directories, Frame
-from packnback.restore.files import FileTask, FileWriter, report_failure
+from packnback.restore.files import FileTask, report_failure
 from packnback.restore.listing import PROBLEMS, Hole, Listing
-from packnback.restore.locate import ContentCheck, Delivery, Plan, deliver, file_extents
+from packnback.restore.locate import ContentCheck, file_extents
 from packnback.restore.look import join, normalise
 from packnback.restore.objects import ObjectReader
 from packnback.restore.options import Overwrite, RestoreOptions
 from packnback.restore.report import RestoreResult, Trouble
 from packnback.restore.snapshot import Snapshot
-from packnback.restore.special import make_link, make_special
+from packnback.restore.special import make_special
 from packnback.restore.target import Target
 from packnback.restore.walk import Part, walk
+from packnback.restore.window import WINDOW_LIMIT, Link, Window, WindowWriter
 
-WINDOW_LIMIT = 1 << 15
-"""Files, links or finished directories that may wait for one window to be carried out."""
+WINDOW_LEAST = 1 << 10
+"""So many files, links or finished directories are worth a window when the writer has nothing to do."""
 
 
 def restore(
@@ -58,12 +61,21 @@ def restore(
     options = options or RestoreOptions()
     listing = Listing(reader, snapshot.header.root)
     selection = list(_select(listing, options.paths))
+    watch = watch or Watch()
     with ExitStack() as stack:
         target: Target | None = None
         if not options.dry_run or os.path.isdir(to):
             target = stack.enter_context(Target(to, create=not options.dry_run))
+        if target is None or options.dry_run:
+            return _Restorer(listing, target, options, watch, None).run(selection)
         check = ContentCheck(reader.key, snapshot.header.domain_id)
-        return _Restorer(listing, check, target, options, watch or Watch()).run(selection)
+        twin = stack.enter_context(target.twin())
+        writer = WindowWriter(twin, reader, check, options, watch.progress)
+        stack.callback(writer.abort)
+        behind = stack.enter_context(Behind(writer.carry_out, writer.stop))
+        result = _Restorer(listing, target, options, watch, behind).run(selection)
+        result.merge(writer.result)
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +99,19 @@ def _select(listing: Listing, paths: Sequence[bytes]) -> Iterator[_Selected]:
             yield _Selected(path, [], problem)
 
 
-@dataclass(frozen=True, slots=True)
-class _Link:
-    folder: bytes
-    name: bytes
-    replace: bool
-    primary: bytes
-
-
 class _Restorer:
+    """Follows the listing, makes directories and what is no file, and plans the files. `behind` writes them.
+
+    Without it nothing is written.
+    """
+
     def __init__(
-        self, listing: Listing, check: ContentCheck, target: Target | None, options: RestoreOptions, watch: Watch
+        self,
+        listing: Listing,
+        target: Target | None,
+        options: RestoreOptions,
+        watch: Watch,
+        behind: Behind[Window] | None,
     ) -> None:
         self._listing = listing
         self._options = options
@@ -105,27 +119,20 @@ class _Restorer:
         self._result = RestoreResult()
         self._ownership = Ownership.of_process(options.owners)
         self._target = target
-        self._check = check
-        self._writer: FileWriter | None = None
-        if target is not None and not options.dry_run:
-            self._writer = FileWriter(target, self._ownership, check, self._result)
+        self._behind = behind
         self._directories = Directories(target, options, self._result)
-        self._plan: Plan[FileTask] = Plan()
-        self._tasks: list[FileTask] = []
-        self._links: list[_Link] = []
+        self._window = Window()
         self._primaries: dict[bytes, tuple[bytes, bytes]] = {}
 
     def run(self, selection: Sequence[_Selected]) -> RestoreResult:
         total = self._listing.totals() if selection[0].path == b"" else None
         self._progress.begin("restore", total.bytes if total else None, "bytes")
-        try:
-            for selected in selection:
-                self._subtree(selected)
-            self._directories.leave(None)
-            self._flush()
-        finally:
-            if self._writer is not None:
-                self._writer.abort()
+        for selected in selection:
+            self._subtree(selected)
+        self._directories.leave(None)
+        self._flush()
+        if self._behind is not None:
+            self._behind.finish()
         return self._result
 
     def _subtree(self, selected: _Selected) -> None:
@@ -143,7 +150,8 @@ class _Restorer:
                 self._directories.doubt(part.path)
             else:
                 self._part(part)
-            if max(len(self._tasks), len(self._links), self._directories.waiting) >= WINDOW_LIMIT:
+            due = max(self._window.size, self._directories.waiting)
+            if due >= WINDOW_LIMIT or (due >= WINDOW_LEAST and self._behind is not None and self._behind.idle):
                 self._flush()
 
     def _part(self, part: Part) -> None:
@@ -163,7 +171,7 @@ class _Restorer:
                 return
             if entry.type == FILE:
                 self._file(frame.path, entry, replace)
-            elif self._writer is None or self._target is None:
+            elif self._behind is None or self._target is None:
                 self._result.others += 1
             else:
                 make_special(self._target, frame.path, entry, self._ownership, self._result, replace=replace)
@@ -191,40 +199,39 @@ class _Restorer:
         return True
 
     def _file(self, folder: bytes, entry: Entry, replace: bool) -> None:
-        if self._writer is None:
+        if self._behind is None:
             self._result.files += 1
             self._result.bytes_restored += entry.size
             return
         task = FileTask(folder, entry, replace, entry.size)
         if entry.link_key and (primary := self._primary_of(task.path, entry)) is not None:
-            self._links.append(_Link(folder, entry.name, replace, primary))
-        elif entry.size == 0:
-            self._writer.whole(task, b"", right=not entry.check or self._check.of(b"") == entry.check)
+            self._window.links.append(Link(folder, entry.name, replace, primary))
+            return
+        self._window.tasks.append(task)
+        extents = entry.extents
+        if len(extents) == 1 and extents[0].id is not None:
+            self._window.plan.add(task, 0, extents[0], entry.check)
+            if self._window.plan.full:
+                self._flush()
         else:
-            self._tasks.append(task)
-            self._ask_for(task, self._writer)
+            self._ask_for(task)
+        task.planned = True
 
-    def _ask_for(self, task: FileTask, writer: FileWriter) -> None:
+    def _ask_for(self, task: FileTask) -> None:
         """Plan all pieces of a file; a file of very many is begun before all of them are planned."""
         at = 0
-        if len(task.entry.extents) == 1 and task.entry.extents[0].id is not None:
-            self._plan.add(task, 0, task.entry.extents[0], task.entry.check)
-            task.planned = True
-            if self._plan.full:
-                self._flush()
-            return
         try:
             for extent in file_extents(self._listing.reader, task.entry):
                 if extent.id is None:
-                    task.remaining -= extent.length
+                    task.absent += extent.length
                 else:
-                    self._plan.add(task, at, extent)
+                    self._window.plan.add(task, at, extent)
                 at += extent.length
-                if self._plan.full:
+                if self._window.plan.full:
                     self._flush()
         except PROBLEMS as problem:
-            writer.lose(task, task.entry.size - at, problem)
-        task.planned = True
+            task.flaw = problem
+            task.absent += task.entry.size - at
 
     def _primary_of(self, path: bytes, entry: Entry) -> bytes | None:
         """The first name of the same hard-linked file, or None if `path` is it.
@@ -239,43 +246,15 @@ class _Restorer:
         return primary if known == fingerprint and primary != path else None
 
     def _flush(self) -> None:
-        """Carry out the plan, then what had to wait for it: links, and directories that are finished."""
-        plan, self._plan = self._plan, Plan()
-        if self._writer is not None and self._target is not None:
-            for delivery in deliver(self._listing.reader, plan, self._check):
-                self._write(self._writer, delivery)
-            for task in self._tasks:
-                if not task.settled:
-                    self._writer.settle(task)
-            # A file that is still being planned goes on in the next window.
-            self._tasks = [task for task in self._tasks if not task.planned]
-            for link in self._links:
-                self._link(self._target, link)
-            self._links.clear()
-        self._directories.close_left()
-
-    def _write(self, writer: FileWriter, delivery: Delivery[FileTask]) -> None:
-        """Write every piece that comes from one object."""
-        written = 0
-        for task, at, length, content, right in delivery.contents:
-            if isinstance(content, errors.PacknbackError):
-                writer.lose(task, length, content)
-                continue
-            if length == task.entry.size:
-                writer.whole(task, content, right=right)
-            else:
-                writer.write(task, at, content)
-            written += length
-        self._progress.advance(written)
-
-    def _link(self, target: Target, link: _Link) -> None:
-        try:
-            make_link(target, link.primary, link.folder, link.name, self._result, replace=link.replace)
-        except FileNotFoundError:
-            reason = f"/{link.primary.decode(errors='replace')}, of which it is another name, was not restored"
-            self._result.add(join(link.folder, link.name), reason, Trouble.FAILED)
-        except (OSError, errors.Refused) as error:
-            report_failure(self._result, join(link.folder, link.name), error)
+        """Have the window carried out, with the directories that were left."""
+        window = self._window
+        window.closing = self._directories.take_left()
+        # A file that is still being planned goes on in the next window.
+        self._window = Window(tasks=[task for task in window.tasks if not task.planned])
+        if self._behind is not None:
+            self._behind.hand_over(window)
+        else:
+            Closer(self._target, self._options, self._result).close(window.closing)
 
 
 def _agrees(found: os.stat_result, entry: Entry) -> bool:

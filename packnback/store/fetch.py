@@ -7,6 +7,7 @@ raises none, so that one rotten record or bad sector does not hide the thousand 
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from packnback.format.pack import EnvelopeRow, Footer
 from packnback.ids import KIB, MIB
 from packnback.store import adoption, layout
 from packnback.store.blobs import BlobStore
-from packnback.store.index import Index, ReadTxn
+from packnback.store.index import IndexReader, ReadTxn
 from packnback.store.interface import Fetched
 from packnback.store.refcount import lookup, pack_row
 
@@ -79,12 +80,14 @@ def _damage(place: Location, problem: PacknbackError) -> ObjectDamage:
 
 
 class Fetcher:
-    """Reads records. Keeps a few footers and envelopes; not thread-safe."""
+    """Reads records, for any number of threads. Keeps a few footers and envelopes."""
 
-    def __init__(self, blobs: BlobStore, index: Index, watch: Watch) -> None:
+    def __init__(self, blobs: BlobStore, index: IndexReader, watch: Watch) -> None:
         self._blobs = blobs
         self._index = index
         self._watch = watch
+        self._mutex = threading.Lock()
+        """Over what is kept, and the counters."""
         self._footers: OrderedDict[bytes, Footer] = OrderedDict()
         self._envelopes: OrderedDict[bytes, bytes] = OrderedDict()
 
@@ -111,7 +114,8 @@ class Fetcher:
         for pack in sorted(by_pack):
             wanted = sorted(by_pack[pack], key=lambda place: place.offset)
             try:
-                footer = self._footer(pack)
+                with self._mutex:
+                    footer = self._footer(pack)
             except _PACK_PROBLEMS as problem:
                 yield from ((place, _damage(place, problem)) for place in wanted)
                 continue
@@ -152,14 +156,16 @@ class Fetcher:
         except BlobMissing as problem:
             yield from ((place, _damage(place, problem)) for place in span)
             return
+        with self._mutex:
+            self._watch.counters.records_read += len(span)
         for place in span:
-            self._watch.counters.records_read += 1
             at = place.offset - start
             try:
                 record = record_format.parse(data[at : at + place.length])
                 if record.id != place.id or record.length != place.length:
                     raise FormatDamage("record", "another object's")
-                envelope = self._envelope(place.pack, envelopes, record.envelope_id)
+                with self._mutex:
+                    envelope = self._envelope(place.pack, envelopes, record.envelope_id)
             except _PACK_PROBLEMS as problem:
                 yield place, _damage(place, problem)
             else:

@@ -1,0 +1,78 @@
+"""Closing the directories of a restore: the last that is done to each, from the deepest upwards.
+
+What is set on a directory waits until the files below are written. With ``delete``, closing also removes what the
+snapshot does not have; never from a directory of which the listing is not wholly known (a damaged page, a directory
+above a backed-up root, one above a selected path).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+
+from packnback import errors
+from packnback.restore.attributes import Ownership, apply_to_fd
+from packnback.restore.directories import Frame
+from packnback.restore.files import DAMAGED, report_failure
+from packnback.restore.look import join
+from packnback.restore.options import Overwrite, RestoreOptions
+from packnback.restore.report import RestoreResult, Trouble
+from packnback.restore.target import Target
+
+
+class Closer:
+    """Closes directories. `target` is None in a dry run into a directory that is not there."""
+
+    def __init__(self, target: Target | None, options: RestoreOptions, result: RestoreResult) -> None:
+        self._target = target
+        self._options = options
+        self._ownership = Ownership.of_process(options.owners)
+        self._result = result
+
+    def close(self, frames: Iterable[Frame]) -> None:
+        """Close directories, in this order. Trouble is noted in the result."""
+        for frame in frames:
+            try:
+                self._close(frame)
+            except (OSError, errors.Refused) as error:
+                report_failure(self._result, frame.path, error)
+
+    def _close(self, frame: Frame) -> None:
+        if frame.refused or self._target is None:
+            return
+        if self._options.delete and frame.whole and not frame.fresh:
+            self._delete_unknown(self._target, frame)
+        if self._options.dry_run or frame.entry is None:
+            return
+        kept = self._options.overwrite == Overwrite.NEVER or frame.entry.implicit
+        if kept and not frame.fresh:
+            return
+        fd = self._target.folder(frame.path).fd
+        found = os.fstat(fd)
+        for reason in apply_to_fd(fd, frame.entry, self._ownership, (found.st_uid, found.st_gid)):
+            self._result.add(frame.path, reason, Trouble.ATTRIBUTE)
+
+    def _delete_unknown(self, target: Target, frame: Frame) -> None:
+        fd = target.folder(frame.path).fd
+        for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
+            if name in frame.known or (name.endswith(DAMAGED) and name[: -len(DAMAGED)] in frame.known):
+                continue
+            path = join(frame.path, name)
+            self._result.deleted += 1
+            if self._options.dry_run:
+                self._result.add(path, "would be deleted", Trouble.NOTE)
+                continue
+            try:
+                _remove(target, path, name, fd)
+            except OSError as error:
+                report_failure(self._result, path, error)
+
+
+def _remove(target: Target, path: bytes, name: bytes, fd: int) -> None:
+    if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+        target.forget(path)
+        shutil.rmtree(name, dir_fd=fd)  # by descriptors, so it follows no symlink
+    else:
+        os.unlink(name, dir_fd=fd)

@@ -1,0 +1,124 @@
+"""Windows of a restore: files, links and directories that are due together, and carrying them out.
+
+While the listing is read and planned in one thread, the window before is written in another one (`behind`): system
+calls, hashing and decryption leave the interpreter to whoever plans. The two share no descriptor, no counter and no
+file in the making: a window belongs to the planner until it is handed over, and to the writer from then on.
+
+Order within a window: the files, object by object; hard links; last, deepest first, the directories that the
+listing has left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from packnback import errors
+from packnback.events import Progress
+from packnback.restore.attributes import Ownership
+from packnback.restore.closing import Closer
+from packnback.restore.directories import Frame
+from packnback.restore.files import FileTask, FileWriter, report_failure
+from packnback.restore.locate import ContentCheck, Delivery, Plan, deliver
+from packnback.restore.look import join
+from packnback.restore.objects import ObjectReader
+from packnback.restore.options import RestoreOptions
+from packnback.restore.report import RestoreResult, Trouble
+from packnback.restore.special import make_link
+from packnback.restore.target import Target
+
+WINDOW_LIMIT = 1 << 15
+"""Files, links or finished directories in one window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A further name of a file that is restored in this window, or was in an earlier one."""
+
+    folder: bytes
+    name: bytes
+    replace: bool
+    primary: bytes
+
+
+@dataclass(slots=True)
+class Window:
+    """What is due together."""
+
+    plan: Plan[FileTask] = field(default_factory=Plan)
+    tasks: list[FileTask] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    closing: list[Frame] = field(default_factory=list)
+    """Directories, deepest first."""
+
+    @property
+    def size(self) -> int:
+        """Files or links, whichever are more."""
+        return max(len(self.tasks), len(self.links))
+
+
+class WindowWriter:
+    """Carries out windows. One thread; `result` is its own until that thread has ended."""
+
+    def __init__(
+        self, target: Target, reader: ObjectReader, check: ContentCheck, options: RestoreOptions, progress: Progress
+    ) -> None:
+        self.result = RestoreResult()
+        self._target = target
+        self._reader = reader
+        self._check = check
+        self._progress = progress
+        self._files = FileWriter(target, Ownership.of_process(options.owners), check, self.result)
+        self._closer = Closer(target, options, self.result)
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Return from `carry_out` soon, with things half done. From any thread."""
+        self._stopped = True
+
+    def abort(self) -> None:
+        """Remove everything that has no name yet, once nothing is carried out any more."""
+        self._files.abort()
+
+    def carry_out(self, window: Window) -> None:
+        """Write what is due. Raises DiskFull; every other trouble with a path is in the result."""
+        for delivery in deliver(self._reader, window.plan, self._check):
+            if self._stopped:
+                return
+            self._write(delivery)
+        for task in window.tasks:
+            if not task.settled:
+                self._without_pieces(task)
+        for link in window.links:
+            self._link(link)
+        self._closer.close(window.closing)
+
+    def _write(self, delivery: Delivery[FileTask]) -> None:
+        """Write every piece that comes from one object."""
+        files, written = self._files, 0
+        for task, at, length, content, right in delivery.contents:
+            if isinstance(content, errors.PacknbackError):
+                files.lose(task, length, content)
+                continue
+            if length == task.entry.size:
+                files.whole(task, content, right=right)
+            else:
+                files.write(task, at, content)
+            written += length
+        self._progress.advance(written)
+
+    def _without_pieces(self, task: FileTask) -> None:
+        """What no object completes by itself: empty files, files in pieces, and those that lack something."""
+        if task.entry.size == 0:
+            right = not task.entry.check or self._check.of(b"") == task.entry.check
+            self._files.whole(task, b"", right=right)
+        else:
+            self._files.settle(task)
+
+    def _link(self, link: Link) -> None:
+        try:
+            make_link(self._target, link.primary, link.folder, link.name, self.result, replace=link.replace)
+        except FileNotFoundError:
+            reason = f"/{link.primary.decode(errors='replace')}, of which it is another name, was not restored"
+            self.result.add(join(link.folder, link.name), reason, Trouble.FAILED)
+        except (OSError, errors.Refused) as error:
+            report_failure(self.result, join(link.folder, link.name), error)
