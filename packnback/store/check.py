@@ -20,10 +20,13 @@ from packnback.store import catalog, layout
 from packnback.store.damage import Finding, missing_below, snapshots_needing
 from packnback.store.index import Index, ReadTxn
 from packnback.store.interface import SnapshotInfo
-from packnback.store.reconcile import Truth, reconcile
+from packnback.store.reconcile import Truth, known_names, reconcile
 from packnback.store.repository import LocalRepository
 
 _KIND_OF_DIRECTORY = {"packs": "pack", "snapshots": "snapshot", "forgotten": "marker", "headers": "headers"}
+_OTHER_NAMES = "the names of files"
+"""How two indexes differ of which only one knows what has just been added."""
+_ATTEMPTS = 100
 
 
 @dataclass(slots=True)
@@ -41,8 +44,7 @@ def check_structure(repository: LocalRepository) -> CheckReport:
     """Compare index and truth; see the module's docstring. The caller holds the lock, and has reconciled."""
     report = CheckReport()
     with repository.ports.scratch_index() as fresh:
-        reconcile(repository.truth, fresh)
-        difference = index_difference(repository.ports.index, fresh)
+        difference = _settled_difference(repository, fresh)
         if difference is not None:
             behind = _damaged_since(repository.ports.index, fresh)
             repository.rebuild()
@@ -59,10 +61,23 @@ def check_structure(repository: LocalRepository) -> CheckReport:
     return report
 
 
+def _settled_difference(repository: LocalRepository, fresh: Index) -> str | None:
+    """`index_difference`, after both were brought up to the directories while sessions go on adding to them."""
+    for _ in range(_ATTEMPTS):
+        reconcile(repository.truth, fresh)
+        repository.reconcile()
+        difference = index_difference(repository.ports.index, fresh)
+        if difference != _OTHER_NAMES:
+            break
+    return difference
+
+
 def index_difference(live: Index, fresh: Index) -> str | None:
     """The first difference between two indexes, pack numbers read as names and ``meta`` left out, or None."""
     try:
         with live.read() as a, fresh.read() as b:
+            if known_names(a) != known_names(b):
+                return _OTHER_NAMES
             names = {id(a): _pack_names(a), id(b): _pack_names(b)}
             for table in rows.TABLES:
                 if table in ("meta", "packs", "pack_names"):

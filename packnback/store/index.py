@@ -64,7 +64,14 @@ class WriteTxn(ReadTxn, Protocol):
         """Remove all rows."""
 
 
-class Index(Protocol):
+class IndexReader(Protocol):
+    """What can be read."""
+
+    def read(self) -> AbstractContextManager[ReadTxn]:
+        """A snapshot of all tables."""
+
+
+class Index(IndexReader, Protocol):
     """A set of tables that outlives the process."""
 
     @property
@@ -73,9 +80,6 @@ class Index(Protocol):
 
         What the caller knew of them no longer holds: reconcile again.
         """
-
-    def read(self) -> AbstractContextManager[ReadTxn]:
-        """A snapshot of all tables."""
 
     def write(self, body: Callable[[WriteTxn], T]) -> T:
         """Run `body` in a write transaction, commit durably, return what it returned.
