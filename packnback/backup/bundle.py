@@ -48,7 +48,7 @@ class Memory(Protocol):
         """Where a content lies, if the repository has it."""
 
     def bundled(self, ticket: Ticket, size: int, contents: Sequence[tuple[bytes, int, int]]) -> None:
-        """A bundle was closed; (hash, where it starts, length) of all its contents."""
+        """A bundle with `size` bytes of contents was closed; (hash, where it starts, length) of all its contents."""
 
 
 class Bundler:
@@ -114,7 +114,7 @@ class Bundler:
         ticket.shift = len(prefix)
         self._sink.add_data(b"".join((prefix, *self._parts)), ticket=ticket)
         if self._memory is not None:
-            self._memory.bundled(ticket, len(prefix) + self._length, self._contents)
+            self._memory.bundled(ticket, self._length, self._contents)
         self._parts, self._contents, self._length = [], [], 0
         self._ticket = self._sink.new_ticket()
 

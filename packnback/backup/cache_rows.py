@@ -77,7 +77,7 @@ class ContentRow(NamedTuple):
     bundle: bytes
     number: int
     size: int
-    """Of the bundle."""
+    """Bytes of contents in the bundle."""
     offset: int
     length: int
 

@@ -90,7 +90,7 @@ class Reuse(Protocol):
         """Where the content of a small file lies, if the repository has it."""
 
     def bundled(self, ticket: Ticket, size: int, contents: Sequence[tuple[bytes, int, int]]) -> None:
-        """A bundle of `size` bytes was closed. `contents`: (hash, where it starts, length)."""
+        """A bundle with `size` bytes of contents was closed. `contents`: (hash, where it starts, length)."""
 
     def pieces(self, name: bytes, size: int) -> tuple[OldPieces | None, NewPieces] | None:
         """Memory of the large file `name`, which now has about `size` bytes; None without any memory."""

@@ -63,6 +63,7 @@ def backup(
     wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait for a lock.")] = 600.0,
 ) -> int:
     """Back up directories and files: one snapshot."""
+    from packnback.backup.cache import cache_directory
     from packnback.backup.save import SaveOptions, save
     from packnback.cli.memory import keep_large_blocks
 
@@ -78,6 +79,7 @@ def backup(
             tags=dict(parse_tag(text) for text in tag or ()),
             compression=parse_compression(compression),
             dry_run=dry_run,
+            cache_directory=None if no_cache else cache_directory(),
         )
         key = context.put_key()
         repository = stack.enter_context(context.repository("put", wait_s=wait))
