@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from packnback import __version__
@@ -14,8 +15,26 @@ def main() -> int:
         print(f"packnback {__version__}")
         return 0
     try:
+        occupy_standard_descriptors()
         from packnback.cli.run import run
 
         return run(arguments)
     except KeyboardInterrupt:  # before the command began, or after it ended
         return 130
+
+
+def occupy_standard_descriptors() -> None:
+    """Let none of the descriptors 0, 1 and 2 be closed (``packnback … >&-``).
+
+    The next file to be opened would get the number: what is printed would end up in a pack, and what is backed up
+    as standard input would be a key. Reading and writing fail instead; only complaints may go nowhere.
+    """
+    for fd, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, mode)  # gets the lowest number that is free, which is this one
+    # Python has none of what was closed when it started.
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115

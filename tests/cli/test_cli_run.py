@@ -77,6 +77,30 @@ def test_a_full_disk_behind_stdout_is_told(program: Program) -> None:
     assert b"Traceback" not in err
 
 
+def test_closed_streams_are_not_taken_for_files(program: Program, source: Path) -> None:
+    """A shell's ``>&-``: what would be printed must not end up in whichever file is opened first."""
+
+    def closed(arguments: str) -> tuple[int, str]:
+        script = f'"$0" -m packnback {arguments}'
+        run = program.start((), prefix=("sh", "-c", script))
+        _, err = run.communicate()
+        return run.returncode, err.decode()
+
+    assert program("backup", source).code == 0
+    failed = "packnback: cannot write the result: Bad file descriptor\n"
+    assert closed("list >&-") == (1, failed)
+    assert closed(f"cat latest {source}/hello.txt >&-") == (1, failed)
+    assert closed("list 2>&-") == (0, "")
+    assert closed("list <&-") == (0, "")
+    code, err = closed("backup --stdin stream <&-")
+    assert code == 1
+    assert "Bad file descriptor" in err
+    assert closed(f"-q backup {source} <&- >&- 2>&-") == (0, "")
+    assert closed("list /nonsense <&- >&- 2>&-") == (2, "")
+    assert program("check", "--read-data").code == 0
+    assert program("verify").code == 0
+
+
 def test_progress_as_json_lines(program: Program, source: Path) -> None:
     done = program("--progress", "json", "backup", source, "--json")
     events = [json.loads(line) for line in done.err.splitlines()]
