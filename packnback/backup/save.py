@@ -16,10 +16,10 @@ import pwd
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import packnback
-from packnback.backup import cache, pins, roots, state
+from packnback.backup import cache, itself, pins, roots, state
 from packnback.backup.cache_rows import Rows, scope_of
 from packnback.backup.listing_cuts import ListingCuts
 from packnback.backup.pipeline import COMPRESSION, Pipeline
@@ -108,6 +108,7 @@ def save(
     result = SaveResult()
     if repository.config.owner_bundle != put_key.bundle.raw:
         raise WrongOwner(put_key.owner_id.hex(), repository.config.owner_id.hex())
+    options = replace(options, walk=replace(options.walk, repository=itself.identity(repository.location)))
     run = _Run(put_key, options, watch, reuse, started_ns, result)
     if options.dry_run:
         run.count()
@@ -145,6 +146,7 @@ class _Run:
         self._roots: Roots | None = None
         if options.stream is None:
             self._roots = roots.resolve(options.paths, self._report)
+            itself.refuse_roots_inside(self._roots.paths, options.walk.repository)
 
     def count(self) -> None:
         """Walk and count."""

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from packnback.backup.exclude import Excludes
+from packnback.backup.itself import Identity
 from packnback.backup.roots import Report, Roots, RootTree
 from packnback.format.entry import NAME_LIMIT
 
@@ -52,6 +53,8 @@ class WalkOptions:
     """Names of files that tag a directory as not to be backed up."""
     one_file_system: bool = False
     """Do not enter other file systems than those that the roots stand on; mount points keep their entry."""
+    repository: Identity | None = None
+    """The repository's own directory, which is not entered either."""
 
 
 @dataclass(slots=True)
@@ -164,6 +167,8 @@ class Walk:
 
     def _open(self, pending: _Pending) -> int | None:
         source = b"/" + pending.path
+        if (pending.device, pending.inode) == self._options.repository:
+            return None
         try:
             fd = os.open(source, _OPEN_DIRECTORY)
         except FileNotFoundError:

@@ -485,6 +485,22 @@ def test_missing_roots(bench: Bench) -> None:
     assert result.files == 13
 
 
+def test_a_repository_among_the_files_is_left_out(bench: Bench) -> None:
+    (bench.source / "file").write_text("kept")
+    inside = bench.source / "sub" / "repository"
+    (inside / "packs").mkdir(parents=True)
+    (inside / "packs" / "pack").write_text("not kept")
+    bench.repository.location = str(inside)
+    result = bench.save()
+    assert result.errors == []
+    assert bench.below(bench.tree()).keys() == {b"file", b"sub", b"sub/repository"}
+    (bench.source / "link").symlink_to(inside)
+    for path in (inside, inside / "packs", bench.source / "link" / "packs"):
+        with pytest.raises(UsageError):
+            bench.save(os.fsencode(path))
+    assert len(bench.snapshots) == 1
+
+
 def test_excludes_and_a_dry_run(bench: Bench) -> None:
     fill(bench.source)
     chosen = WalkOptions(Excludes([b"dir[0-3]", b"large"]))
