@@ -3,7 +3,8 @@
 A repository that loses or hides snapshots, or a second machine that uses the same key, shows in the client's head
 not being what the client remembers. So that a crash is never mistaken for one of these, the order is: store and
 sync the header about to be published (the *intent*), publish it, then remember it as acknowledged. Intents are
-kept until a snapshot with a higher number is acknowledged, as any of them may turn out to have been published.
+kept until a snapshot with their number or a higher one is acknowledged: until then any of them may turn out to have
+been published. After that none may, and a repository that shows one took back what it had acknowledged.
 
 The file is held locked from looking at the head until the acknowledgement: two backups by one key on one machine
 then come one after the other, and do not take each other for a clone.
@@ -68,7 +69,7 @@ def judge(head: Head | None, state: ClientState | None) -> Verdict:
         return Verdict.GO_ON if head is None else Verdict.REINSTALLED
     if found == state.head:
         return Verdict.GO_ON
-    if found in state.intents:
+    if found in state.intents and found[0] > state.head[0]:
         return Verdict.ADOPT
     if found[0] < state.head[0]:
         return Verdict.ROLLBACK
@@ -115,7 +116,7 @@ class Chain:
     def acknowledge(self, link: Link) -> None:
         """Remember, durably, that `link` was published."""
         state = self.load() or ClientState()
-        intents = tuple(intent for intent in state.intents if intent[0] >= link[0])
+        intents = tuple(intent for intent in state.intents if intent[0] > link[0])
         self._store(replace(state, head=link, intents=intents, lost=False))
 
     def accept(self, head: Head | None, reason: str, now_ns: int) -> Verdict:
@@ -123,7 +124,7 @@ class Chain:
         with self._file.locked():
             state = self.load()
             verdict = judge(head, state)
-            state = state or ClientState()
+            state = state or ClientState(lost=head is not None)
             known = (head.sequence, head.id) if head is not None else START
             accepted = (*state.accepted, (now_ns, verdict.value, reason))
             self._store(replace(state, head=known, intents=(), accepted=accepted))

@@ -29,10 +29,15 @@ _FRONT_LEN = 8
 
 
 def state_directory() -> bytes:
-    """``$XDG_STATE_HOME/packnback``, by default in ``~/.local/state`` (XDG base directory specification)."""
+    """``$XDG_STATE_HOME/packnback``, by default in ``~/.local/state`` (XDG base directory specification).
+
+    Raises StorageFailed for a user who has no home.
+    """
     base = os.environb.get(b"XDG_STATE_HOME", b"")
     if not base.startswith(b"/"):
         base = posixpath.join(posixpath.expanduser(b"~"), b".local", b"state")
+    if not base.startswith(b"/"):
+        raise StorageFailed("find", "~/.local/state", "there is no home directory; set HOME or XDG_STATE_HOME")
     return posixpath.join(base, b"packnback")
 
 

@@ -50,8 +50,8 @@ def _rollbacks(context: Context, repository: Repository, infos: list[SnapshotInf
     from packnback.backup.state_file import state_directory
 
     config = repository.config
-    pins = ReaderPins(state_directory(), config.repository_id)
     try:
+        pins = ReaderPins(state_directory(), config.repository_id)
         pin_repository(state_directory(), repository.location, config.owner_id, config.repository_id)
         findings = compare(pins.load(), infos)
         if not findings:

@@ -94,6 +94,8 @@ def _make_keys() -> tuple[OwnerBundle, list[str]]:
     from packnback.crypto.keys import OwnerKey
 
     paths = [configured("owner.key"), configured("put.key")]
+    if not os.path.isabs(paths[0]):
+        raise UsageError("there is no home directory to make keys in: set HOME or XDG_CONFIG_HOME, or name --owner")
     os.makedirs(os.path.dirname(paths[0]), mode=0o700, exist_ok=True)
     owner = OwnerKey.generate()
     put = owner.put_key(socket.gethostname() or "client")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -63,7 +64,11 @@ def opened(directory: bytes) -> Chain:
         (None, ClientState((5, A)), Verdict.ROLLBACK),
         (head(6, B), ClientState((5, A)), Verdict.IN_USE_ELSEWHERE),
         (head(5, B), ClientState((5, A)), Verdict.FORK),
-        (head(5, B), ClientState((5, A), ((5, B), (5, A))), Verdict.ADOPT),
+        # What was acknowledged was taken back, for an earlier attempt at the same number that had no answer.
+        (head(5, B), ClientState((5, A), ((5, B), (5, A))), Verdict.FORK),
+        (head(4, B), ClientState((5, A), ((4, B),)), Verdict.ROLLBACK),
+        # A machine restored from an image: it knows less than the repository, but for its last attempt.
+        (head(9, A), ClientState((5, A), ((6, B),)), Verdict.IN_USE_ELSEWHERE),
     ],
 )
 def test_verdicts(found: Head | None, state: ClientState | None, verdict: Verdict) -> None:
@@ -83,13 +88,13 @@ LINKS = st.tuples(st.integers(1, 4), st.sampled_from([A, B, C]))
 
 
 @given(st.none() | LINKS, st.just(START) | LINKS, st.lists(LINKS, max_size=3))
-def test_an_own_intent_never_alarms_and_a_stranger_always_does(
+def test_an_own_intent_alarms_only_if_it_takes_something_back_and_a_stranger_always(
     found: tuple[int, bytes] | None, known: tuple[int, bytes], intents: list[tuple[int, bytes]]
 ) -> None:
     state = ClientState(known, tuple(intents))
     verdict = judge(Head(*found, 1, 1) if found else None, state)
     link = found or START
-    assert verdict.alarming == (link != known and link not in intents)
+    assert verdict.alarming == (link != known and (link not in intents or link[0] <= known[0]))
 
 
 def test_a_crash_at_any_step_is_no_alarm(directory: bytes) -> None:
@@ -114,16 +119,67 @@ def test_a_crash_at_any_step_is_no_alarm(directory: bytes) -> None:
     assert published.sequence == 4
 
 
-def test_intents_are_kept_until_a_higher_number_is_acknowledged(directory: bytes) -> None:
+def test_intents_are_kept_until_their_number_is_acknowledged(directory: bytes) -> None:
     chain = opened(directory)
     chain.intend(None, (1, A))
     chain.intend(None, (1, B))
+    for either in (A, B):
+        assert judge(head(1, either), chain.load()) is Verdict.ADOPT
     chain.acknowledge((1, B))
-    assert judge(head(1, A), chain.load()) is Verdict.ADOPT
+    assert judge(head(1, A), chain.load()) is Verdict.FORK
     chain.intend(head(1, B), (2, C))
     chain.acknowledge((2, C))
     assert judge(head(1, A), chain.load()) is Verdict.ROLLBACK
-    assert chain.load() == ClientState((2, C), ((2, C),))
+    assert chain.load() == ClientState((2, C))
+
+
+@pytest.mark.parametrize("image", ["before the intent", "after the intent"])
+@pytest.mark.parametrize("first", ["the machine", "its clone"])
+def test_of_two_clones_the_second_to_publish_is_told(tmp_path: Path, image: str, first: str) -> None:
+    """Cloned, or restored from an image, at any point of a run: whoever comes second stops, and nothing is lost."""
+    machine = opened(os.fsencode(tmp_path / "machine"))
+    machine.intend(None, (1, A))
+    machine.acknowledge((1, A))
+    if image == "after the intent":
+        machine.intend(head(1, A), (2, B))
+    shutil.copytree(tmp_path / "machine", tmp_path / "clone")
+    clone = opened(os.fsencode(tmp_path / "clone"))
+    early, late = (machine, clone) if first == "the machine" else (clone, machine)
+    early.intend(head(1, A), (2, C))
+    early.acknowledge((2, C))
+    assert check(head(2, C), early.load(), "laptop") is Verdict.GO_ON
+    with pytest.raises(ChainAlarm, match="in-use-elsewhere"):
+        check(head(2, C), late.load(), "laptop")
+    assert late.accept(head(2, C), "a clone", 1) is Verdict.IN_USE_ELSEWHERE
+    late.intend(head(2, C), (3, D))
+    late.acknowledge((3, D))
+    with pytest.raises(ChainAlarm, match="in-use-elsewhere"):
+        check(head(3, D), early.load(), "laptop")
+
+
+def test_accepting_without_memory_still_says_that_it_was_lost(directory: bytes) -> None:
+    chain = opened(directory)
+    assert chain.accept(head(9, A), "reinstalled", 1) is Verdict.REINSTALLED
+    state = chain.load()
+    assert state is not None
+    assert state.lost
+    chain.intend(head(9, A), (10, B))
+    assert chain.load() == replace(state, intents=((10, B),))
+    chain.acknowledge((10, B))
+    assert chain.load() == replace(state, head=(10, B), lost=False)
+
+
+def test_a_user_without_a_home_gets_an_error_and_no_directory_named_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["nobody"])
+    with pytest.raises(StorageFailed):
+        state_directory()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert state_directory() == os.fsencode(tmp_path / "packnback")
 
 
 def test_that_the_past_was_forgotten_is_remembered_until_it_was_told(directory: bytes) -> None:
@@ -134,7 +190,7 @@ def test_that_the_past_was_forgotten_is_remembered_until_it_was_told(directory: 
     chain.intend(head(9, A), (10, C))
     assert chain.load() == replace(state, intents=((10, B), (10, C)))
     chain.acknowledge((10, C))
-    assert chain.load() == ClientState((10, C), ((10, B), (10, C)))
+    assert chain.load() == ClientState((10, C))
 
 
 def test_accepting_an_alarm_goes_on_and_keeps_the_reason(directory: bytes) -> None:
@@ -157,7 +213,7 @@ def test_the_file_is_private_and_survives_a_leftover(directory: bytes) -> None:
     with open(path + b".new", "wb") as leftover:
         leftover.write(b"half a st")
     chain.acknowledge((1, A))
-    assert chain.load() == ClientState((1, A), ((1, A),))
+    assert chain.load() == ClientState((1, A))
 
 
 def test_every_damaged_byte_is_noticed(directory: bytes) -> None:
