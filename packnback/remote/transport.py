@@ -1,13 +1,18 @@
 """Reaching another machine: the system's ssh, with ``packnback serve`` at its far end.
 
-ssh is not told anything but where to go: keys, ciphers, proxies and host keys are the business of its own
-configuration. What it says on stderr is kept, and told when the connection fails; a shell at the far end that
-cannot find the program answers 127, and ssh itself 255.
+ssh is told where to go, and which cipher to offer first where the processor has instructions for it: OpenSSH's own
+first choice takes nearly twice the time for the same bytes (measured: 620 MB in 2.5 s of CPU at each end with
+ChaCha20, in 1.4 s with AES-GCM), which on two cores is a large part of a whole backup. All others stay on offer, and
+a cipher named in PACKNBACK_SSH is left alone. Keys, proxies and host keys are the business of ssh's configuration.
+
+What ssh says on stderr is kept, and told when the connection fails; a shell at the far end that cannot find the
+program answers 127, and ssh itself 255.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import threading
@@ -20,6 +25,7 @@ from packnback.ids import KIB
 from packnback.remote.channel import Channel
 
 VARIABLE = "PACKNBACK_SSH"
+_CIPHERS = "Ciphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
 _STDERR_KEPT = 16 * KIB
 _END_S = 10.0
 _STDERR_S = 0.5
@@ -45,11 +51,28 @@ def ssh_command(target: Target, verbs: Sequence[str]) -> list[str]:
         raise UsageError(f"{target.url!r}: neither host nor user may begin with a dash")
     remote = f"packnback serve {shlex.quote(target.path)} --allow {shlex.quote(','.join(verbs))}"
     words = shlex.split(os.environ.get(VARIABLE) or "ssh")
+    if _may_choose_cipher(words) and _has_aes():
+        words += ["-o", _CIPHERS]
     if target.port is not None:
         words += ["-p", str(target.port)]
     if target.user is not None:
         words += ["-l", target.user]
     return [*words, "-T", "--", target.host, remote]
+
+
+def _may_choose_cipher(words: Sequence[str]) -> bool:
+    """Whether this is OpenSSH, and nobody has chosen a cipher."""
+    chosen = any(word.startswith("-c") or "ciphers" in word.lower() for word in words[1:])
+    return os.path.basename(words[0]) == "ssh" and not chosen
+
+
+def _has_aes() -> bool:
+    """Whether the processor has instructions for AES (Linux tells)."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            return re.search(r"^(flags|Features)\s*:.*\baes\b", file.read(1 << 16), re.MULTILINE) is not None
+    except OSError:
+        return False
 
 
 class SshTransport:
