@@ -191,7 +191,8 @@ def _(e: errors.ClockRefused) -> Words:
     return Words(
         f"the clock says {rfc3339(e.now_ns, fraction=False)},"
         f" but the repository's newest entry is of {rfc3339(e.newest_ns, fraction=False)}",
-        "set the clock right; if it is right and you know why there is a gap, --force goes on",
+        "set the clock right. If it is right: forget, compact and prune take --force; if it is the newest entry that"
+        " was stamped by a wrong clock, `forget --force` it, then `compact --force --grace 0`, then back up",
     )
 
 

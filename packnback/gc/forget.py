@@ -23,8 +23,8 @@ from packnback.store.repository import LocalRepository
 
 def newest_time(txn: ReadTxn) -> int | None:
     """Time in ns of the newest receipt or marker: what the clock is compared with."""
-    newest = catalog.newest_receipt(txn)
-    times = [*catalog.forgotten_times(txn).values(), *((newest.time_ns,) if newest else ())]
+    newest = catalog.newest_received(txn)
+    times = [*catalog.forgotten_times(txn).values(), *((newest,) if newest is not None else ())]
     return max(times, default=None)
 
 
@@ -46,9 +46,7 @@ def judge(infos: Iterable[SnapshotInfo], policy: Policy, now_ns: int) -> list[tu
     if policy.empty:
         raise Refused("empty policy")
     live = [i for i in infos if i.forgotten_ns is None and not i.partial]
-    candidates = [
-        Candidate(i.name, i.client_id, i.receipt.time_ns, i.receipt.counter) for i in live if i.complete
-    ]
+    candidates = [Candidate(i.name, i.client_id, i.receipt.time_ns, i.receipt.counter) for i in live if i.complete]
     verdicts = decide(candidates, policy, now_ns)
     damaged = Verdict(True, ["damaged: forget it by its id"])
     return [(i, verdicts.get(i.name, damaged)) for i in live]
@@ -74,9 +72,7 @@ def forget(repository: LocalRepository, names: Sequence[str], *, force: bool = F
 
 def _refuse_to_empty(infos: Iterable[SnapshotInfo], wanted: Sequence[SnapshotInfo]) -> None:
     going = {i.name for i in wanted}
-    staying = {
-        i.client_id for i in infos if i.forgotten_ns is None and not i.partial and i.name not in going
-    }
+    staying = {i.client_id for i in infos if i.forgotten_ns is None and not i.partial and i.name not in going}
     emptied = sorted({i.client for i in wanted if i.client_id not in staying and not i.partial})
     if emptied:
         raise Refused("last snapshot", ", ".join(emptied))

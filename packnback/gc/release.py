@@ -34,7 +34,8 @@ def to_release(infos: Iterable[SnapshotInfo], grace_ns: int, now_ns: int) -> lis
     """The snapshots whose time has come. Pure.
 
     Forgotten ones after the grace period; partial ones without grace when their client has sent a complete
-    snapshot since, or when they are old.
+    snapshot since, or when they are old. A marker from the future, which a wrong clock has left, counts as of now:
+    with a grace period it does not expire, without one it does.
     """
     infos = list(infos)
     newest_whole: dict[bytes, int] = {}
@@ -45,7 +46,7 @@ def to_release(infos: Iterable[SnapshotInfo], grace_ns: int, now_ns: int) -> lis
 
 
 def _expired(info: SnapshotInfo, grace_ns: int, now_ns: int, newest_whole: int) -> bool:
-    if info.forgotten_ns is not None and info.forgotten_ns + grace_ns <= now_ns:
+    if info.forgotten_ns is not None and min(info.forgotten_ns, now_ns) + grace_ns <= now_ns:
         return True
     return info.partial and (info.sequence < newest_whole or info.receipt.time_ns + PARTIAL_AGE_NS <= now_ns)
 
@@ -116,4 +117,3 @@ def _markers_of(txn: ReadTxn, names: Iterable[str]) -> list[str]:
 def _delete(blobs: BlobStore, name: str) -> None:
     with suppress(BlobMissing):  # an earlier run was cut off after this
         blobs.delete(name)
-

@@ -114,13 +114,25 @@ def head(txn: ReadTxn, client_id: bytes) -> Head | None:
     return best
 
 
-def newest_receipt(txn: ReadTxn) -> Receipt | None:
-    """The latest time and the highest counter over all snapshots and kept headers, as one receipt."""
-    receipts = [rows.decode_released(key, value).receipt for key, value in txn.scan("released")]
+def newest_counter(txn: ReadTxn) -> int:
+    """The highest receipt counter over all snapshots and kept headers; 0 when there is none."""
+    counters = [rows.decode_released(key, value).receipt.counter for key, value in txn.scan("released")]
     for key, value in txn.scan("snapshots"):
         row = rows.decode_snapshot(key, value)
         if row.status in (rows.GOOD, rows.RELEASED):
-            receipts.append(row.receipt)
-    if not receipts:
-        return None
-    return Receipt(max(r.time_ns for r in receipts), max(r.counter for r in receipts), 0)
+            counters.append(row.receipt.counter)
+    return max(counters, default=0)
+
+
+def newest_received(txn: ReadTxn) -> int | None:
+    """The latest receipt time (ns) of any snapshot that is not released: what a clock is compared with.
+
+    Kept headers do not count. A clock that once was years ahead would otherwise keep everybody from backing up for
+    as long, with no way out; like this, giving up what it had stamped is one.
+    """
+    times = []
+    for key, value in txn.scan("snapshots"):
+        row = rows.decode_snapshot(key, value)
+        if row.status == rows.GOOD:
+            times.append(row.receipt.time_ns)
+    return max(times, default=None)

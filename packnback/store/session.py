@@ -367,13 +367,13 @@ class LocalSession:
             raise ClientTimeRefused(client_ns, server_ns)
 
     def _receipt(self, txn: ReadTxn) -> Receipt:
-        newest = catalog.newest_receipt(txn)
+        newest_ns = catalog.newest_received(txn)
         now = self._now_ns()
-        if newest and now < newest.time_ns - CLOCK_BACKWARDS_NS:
-            raise ClockRefused(now, newest.time_ns)
+        if newest_ns is not None and now < newest_ns - CLOCK_BACKWARDS_NS:
+            raise ClockRefused(now, newest_ns)
         return Receipt(
-            max(now, newest.time_ns if newest else now),
-            newest.counter + 1 if newest else 1,
+            now if newest_ns is None else max(now, newest_ns),
+            catalog.newest_counter(txn) + 1,
             self.bytes_published,
             self._self_stamped,
         )

@@ -91,3 +91,31 @@ def test_a_disk_that_fills_up_while_rewriting_keeps_what_was_won(
         pytest.fail(f"never finished: {sizes}")
     assert full and sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
     assert not check_structure(repository).damage and repository.snapshots()[0].complete
+
+
+def test_what_a_writer_left_on_a_full_disk_keeps_nobody_from_reading(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer published a pack and found no room for its row; until the ballast goes, there is none."""
+    files = {"file": b"content"}
+    back_up(repository, files)
+    back_up(repository, files | {"more": b"more"})
+    index = repository.ports.index
+    index.write(lambda txn: [txn.clear(table) for table in ("packs", "pack_names", "snapshots", "objects")])
+    write, release, held = index.write, index.release_ballast, [True]
+
+    def no_room(body: Any) -> Any:
+        if held[0]:
+            raise DiskFull("index")
+        return write(body)
+
+    def let_go() -> None:
+        held[0] = False
+        release()
+
+    monkeypatch.setattr(index, "write", no_room)
+    monkeypatch.setattr(index, "release_ballast", let_go)
+    with repository.reading():
+        first, second = repository.snapshots()
+        assert first.complete and second.complete
+        assert forget(repository, [first.name])
