@@ -1,9 +1,9 @@
 """How many sessions one client may have open at a time, counted over all server processes.
 
 A session takes memory for two packs, and a client can start as many servers as sshd lets it. So each session
-takes one of a few slots: an open-file-description lock (fcntl(2), F_OFD_SETLK) on one byte of the repository's
-``lock`` file, at a place that follows from the client's id. Such locks do not meet flock(2) locks on local file
-systems, leave nothing behind, and vanish with their process, however that ends.
+takes one of a few slots: an open-file-description lock (fcntl(2), F_OFD_SETLK) on one byte of the empty file
+``sessions``, at a place that follows from the client's id. Such a lock vanishes with its process, however that ends.
+It has a file of its own because flock(2) over NFS arrives here as a lock on all bytes of ``lock`` or ``gate``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from blake3 import blake3
 
 from packnback.errors import Refused, StorageFailed
-from packnback.store.layout import LOCK
 from packnback.store.mounts import is_remote
 
 SESSIONS_MAX = 4
+_SESSIONS = "sessions"
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -28,12 +28,12 @@ _FLOCK = struct.Struct("hhqqi4x")
 def session_slot(root: str, client_id: bytes) -> Iterator[None]:
     """Hold one of the client's slots in the repository at `root`. Raises Refused (``sessions``) when all are taken.
 
-    On remote file systems flock and byte ranges are one and the same, and slots are not counted.
+    On remote file systems, which may know no such locks, sessions are not counted.
     """
     if is_remote(root):
         yield
         return
-    path = os.path.join(root, LOCK)
+    path = os.path.join(root, _SESSIONS)
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -323,3 +324,19 @@ def test_any_error_that_comes_is_an_error_of_the_tree(name: str, facts: dict[str
 def test_facts_of_wrong_types_are_refused(facts: dict[str, object]) -> None:
     made = failures.understand("Locked", facts, "host")
     assert isinstance(made, ProtocolViolation) or all(isinstance(v, str | float) for v in made.facts().values())
+
+
+# --- the document ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", list(SPECS), ids=lambda cls: cls.__name__)
+def test_docs_protocol_says_the_same(cls: type[Frame]) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    spec = SPECS[cls]
+    [row] = [line for line in document.splitlines() if line.startswith(f"| {spec.code:#04x} |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == f"`{cls.__name__}`"
+    assert all(field.name in cells[2] for field in fields(cls))
+    assert cells[3] == str(spec.limit)
+    if spec.reply is not None:
+        assert f"`{spec.reply.__name__}`" in cells[4]
