@@ -33,6 +33,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from packnback.errors import IndexDamage
 from packnback.format.snapshot import Receipt
@@ -62,6 +63,8 @@ RELEASED = 3
 """Status of a snapshot file that came back although its header is kept as released: it counts for nothing."""
 
 _CHECK = struct.Struct("<I")
+_RESIDUE = 0x2144DF1C
+"""CRC-32 of anything that is followed by its own CRC-32 (little-endian)."""
 _OBJECT = struct.Struct("<IQIBB")
 _MORE = struct.Struct("<QI")
 _PACK = struct.Struct("<32sQBBIQQI")
@@ -80,15 +83,13 @@ def seal(key: bytes, value: bytes) -> bytes:
 
 def unseal(table: str, key: bytes, value: bytes) -> bytes:
     """The value without its check; raises IndexDamage when they do not fit."""
-    body = value[:-4]
-    if _CHECK.pack(zlib.crc32(body, zlib.crc32(key))) != value[-4:]:
+    if len(value) < 4 or zlib.crc32(value, zlib.crc32(key)) != _RESIDUE:
         raise IndexDamage(table, f"row {key.hex()}")
-    return body
+    return value[:-4]
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectRow:
-    """Where an object stands (its primary location) and what it is."""
+class ObjectRow(NamedTuple):
+    """Where an object stands (its primary location) and what it is. (A tuple, because there are millions.)"""
 
     pack: int
     offset: int
@@ -99,12 +100,17 @@ class ObjectRow:
 
 def encode_object(key: bytes, row: ObjectRow) -> bytes:
     """Row of ``objects``."""
-    return seal(key, _OBJECT.pack(row.pack, row.offset, row.length, row.kind, row.level))
+    return seal(key, _OBJECT.pack(*row))
 
 
 def decode_object(key: bytes, value: bytes) -> ObjectRow:
     """Row of ``objects``."""
-    return ObjectRow(*_OBJECT.unpack(unseal("objects", key, value)))
+    return ObjectRow._make(_OBJECT.unpack(unseal("objects", key, value)))
+
+
+def pack_of_object(value: bytes) -> int:
+    """The pack number alone, unchecked: to pick rows out of millions, which are then decoded."""
+    return int.from_bytes(value[:4], "little")
 
 
 def more_key(object_id: bytes, pack: int) -> bytes:

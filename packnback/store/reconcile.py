@@ -191,10 +191,19 @@ def _batches(packs: Iterable[FoundPack]) -> Iterator[list[FoundPack]]:
 def _adopting(batch: list[FoundPack]) -> Callable[[WriteTxn], int]:
     def body(txn: WriteTxn) -> int:
         ledger = Ledger(txn)
+        ledger.adopt_packs((found.name, found.size, found.footer, found.status) for found in batch)
+        ledger.settle()
+        return ledger.conflicts
+
+    return body
+
+
+def _adopting_in_order(batch: list[FoundPack]) -> Callable[[WriteTxn], None]:
+    def body(txn: WriteTxn) -> None:
+        ledger = Ledger(txn)
         for found in batch:
             ledger.adopt_pack(found.name, found.size, found.footer, found.status)
         ledger.settle()
-        return ledger.conflicts
 
     return body
 
@@ -215,7 +224,7 @@ def rebuild_in_order(truth: Truth, index: Index) -> None:
     index.write(_clear)
     packs = (adoption.find_pack(truth.blobs, name, truth.watch.counters) for name in names)
     for batch in _batches(found for found in packs if found is not None):
-        index.write(_adopting(batch))
+        index.write(_adopting_in_order(batch))
     listed = listed_names(truth)
     others = _read_others(truth, Names(set(), listed.others))
     index.write(lambda txn: _adopt_and_remove(truth, txn, others, Names(set(), {t: set() for t in _DIRECTORIES})))
@@ -263,12 +272,11 @@ def _adopt_and_remove(truth: Truth, txn: WriteTxn, others: _Others, gone: Names)
     ledger = Ledger(txn)
     for name, (status, headers) in others.batches.items():
         ledger.adopt_batch(name, headers, status)
-    for name, row in others.snapshots.items():
-        ledger.adopt_snapshot(name, row)
+    ledger.adopt_snapshots(others.snapshots)
     for name, status in others.markers.items():
         ledger.adopt_marker(name, status)
     removed = _remove(truth, txn, ledger, gone)
-    if removed:
+    if ledger.stale:
         ledger.recount()
     ledger.settle()
     return removed

@@ -5,32 +5,36 @@ Two facts are derived for every object, and both cost in proportion to what chan
 - *complete*: the object is present and all its refs are complete (and its level is what its refs make it).
   Rows in ``waiting`` lead from an absent or incomplete object to those that need it, so that its arrival wakes
   exactly them.
-- *count*: snapshots whose root it is, plus live objects that refer to it; live means a count above zero. Going
-  from 0 to 1 activates the refs, from 1 to 0 releases them, by a work-list.
+- *count*: snapshots whose root it is, plus live objects that refer to it (`packnback.store.liveness`).
 
-Incomplete objects stay readable and counted: damage never turns into deletion. Removing packs can break
-anything, so whoever removed something calls `recount`, which derives both facts from scratch.
+Incomplete objects stay readable and counted: damage never turns into deletion. Removing what was live can break
+anything: then `stale` is set, and the caller calls `recount`, which derives both facts from scratch.
 
 Everything here happens inside one write transaction of the index. The caller calls `settle` at its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, repeat
 
-from packnback.errors import IndexDamage
 from packnback.format import rows
 from packnback.format.pack import Footer, RecordRow
-from packnback.format.record import REF_KINDS, level_of, split_refs
+from packnback.format.record import REF_KINDS, level_of
 from packnback.format.rows import ObjectRow, PackRow, ReleasedRow, SnapshotRow
 from packnback.format.snapshot import KeptHeader, decode_header, decode_receipt, snapshot_name
 from packnback.ids import ID_LEN, Kind
 from packnback.store.index import ReadTxn, WriteTxn
+from packnback.store.liveness import Liveness, pack_row
 
-_BATCH = 20_000
+__all__ = ["Ledger", "contradicts", "is_complete", "lookup", "pack_row", "used_bytes"]
+
+_BATCH = 1_000
 """Rows collected before writing while a table is being scanned."""
+
+_Arrival = tuple[int, RecordRow]
+"""A record in the pack of this number."""
 
 
 def lookup(txn: ReadTxn, object_id: bytes) -> ObjectRow | None:
@@ -59,13 +63,16 @@ def used_bytes(txn: ReadTxn, client_id: bytes) -> int:
     return sum(rows.decode_usage(key, value) for key, value in txn.scan("usage", client_id))
 
 
-def pack_row(txn: ReadTxn, number: int) -> PackRow:
-    """The row of a pack that some other row names."""
-    key = rows.pack_key(number)
-    value = txn.get("packs", key)
-    if value is None:
-        raise IndexDamage("packs", f"pack {number} is missing")
-    return rows.decode_pack(key, value)
+def batches(txn: ReadTxn, table: str) -> Iterator[list[tuple[bytes, bytes]]]:
+    """All rows of a table in bounded lists, so that the caller may write between them."""
+    start = b""
+    while batch := list(islice(txn.scan(table, start=start), _BATCH)):
+        yield batch
+        start = batch[-1][0] + b"\0"
+
+
+def _location(number: int, record: RecordRow) -> ObjectRow:
+    return ObjectRow(number, record.offset, record.length, record.kind, record.level)
 
 
 class Ledger:
@@ -75,7 +82,10 @@ class Ledger:
         self.txn = txn
         self.conflicts = 0
         """Adopted copies that differ from another in kind, level or refs: the caller must rebuild in order."""
-        self._packs: dict[int, PackRow] = {}
+        self.stale = False
+        """Counts or completeness no longer follow from what there is: the caller must `recount`."""
+        self._live = Liveness(txn)
+        self._known_roots: set[bytes] | None = None
         self._waiting = txn.count("waiting")
         self._roots = txn.count("roots")
         number = txn.get("meta", b"next pack")
@@ -83,10 +93,7 @@ class Ledger:
 
     def settle(self) -> None:
         """Write what is still only in memory. Nothing may be changed through this ledger afterwards."""
-        for number, row in self._packs.items():
-            key = rows.pack_key(number)
-            self.txn.put("packs", key, rows.encode_pack(key, row))
-        self._packs.clear()
+        self._live.settle()
         value = self._next.to_bytes(4, "big")
         self.txn.put("meta", b"next pack", rows.seal(b"next pack", value))
 
@@ -94,24 +101,40 @@ class Ledger:
 
     def adopt_pack(self, name: bytes, size: int, footer: Footer | None, status: int = rows.GOOD) -> None:
         """Add a pack and a row for every record of it. `footer` is None for one that cannot be parsed."""
-        if self.txn.get("pack_names", name) is not None:
-            return
+        self.adopt_packs([(name, size, footer, status)])
+
+    def adopt_packs(self, packs: Iterable[tuple[bytes, int, Footer | None, int]]) -> None:
+        """Add packs, each as (name, size, footer, status), and rows for all their records.
+
+        The result is the same in any order, unless there are conflicts.
+        """
+        arrivals: list[_Arrival] = []
+        for name, size, footer, status in packs:
+            if self.txn.get("pack_names", name) is None:
+                arrivals += self._adopt_name(name, size, footer, status)
+        data = [arrival for arrival in arrivals if arrival[1].kind == Kind.DATA]
+        data.sort(key=lambda arrival: arrival[1].id)
+        self._adopt_data(data)
+        inner = [arrival for arrival in arrivals if arrival[1].kind != Kind.DATA]
+        for number, record in sorted(inner, key=lambda arrival: arrival[1].level):
+            known = lookup(self.txn, record.id)
+            if known is None:
+                self._adopt_inner(number, record)
+            else:
+                self._adopt_copy(number, record, known)
+
+    def _adopt_name(self, name: bytes, size: int, footer: Footer | None, status: int) -> list[_Arrival]:
         number, self._next = self._next, self._next + 1
         row = PackRow(name, size, status)
-        self._packs[number] = row
+        self._live.add_pack(number, row)
         self.txn.put("pack_names", name, rows.encode_number(name, number))
         if footer is None:
-            return
+            return []
         row.object_class = footer.object_class
         row.records = len(footer.records)
         row.record_bytes = sum(r.length for r in footer.records)
         self._count_usage(number, footer)
-        for record in sorted(footer.records, key=lambda r: r.level):
-            known = lookup(self.txn, record.id)
-            if known is None:
-                self._adopt_object(number, record)
-            else:
-                self._adopt_copy(number, record, known)
+        return [(number, record) for record in footer.records]
 
     def _count_usage(self, number: int, footer: Footer) -> None:
         """A record belongs to the client that its envelope names, wherever compaction has moved it."""
@@ -123,50 +146,79 @@ class Ledger:
             key = rows.usage_key(client_id, number)
             self.txn.put("usage", key, rows.encode_usage(key, length))
 
-    def _adopt_object(self, number: int, record: RecordRow) -> None:
+    def _adopt_data(self, arrivals: Sequence[_Arrival]) -> None:
+        """Objects of data, ascending by id: they need nothing, so all are complete."""
+        fresh: list[_Arrival] = []
+        copies: list[_Arrival] = []
+        last = b""
+        known = self.txn.get_many("objects", [record.id for _, record in arrivals])
+        for arrival, value in zip(arrivals, known, strict=True):
+            object_id = arrival[1].id
+            (fresh if value is None and object_id != last else copies).append(arrival)
+            last = object_id
+        self.txn.put_many("objects", [(r.id, rows.encode_object(r.id, _location(n, r))) for n, r in fresh])
+        if self._waiting or self._roots:
+            for number, record in fresh:
+                self._count_arrived(number, record)
+            for _, record in fresh:
+                self._wake(record.id)
+        for number, record in copies:
+            row = lookup(self.txn, record.id)
+            if row is not None:
+                self._adopt_copy(number, record, row)
+
+    def _adopt_inner(self, number: int, record: RecordRow) -> None:
+        """An object that needs others."""
         object_id, refs = record.id, record.ref_list
-        location = ObjectRow(number, record.offset, record.length, record.kind, record.level)
-        self.txn.put("objects", object_id, rows.encode_object(object_id, location))
-        if record.kind != Kind.DATA:
-            self.txn.put("refs", object_id, rows.seal(object_id, record.refs))
-        missing = [r for r in refs if not is_complete(self.txn, r)]
-        whole = not missing and self._fits(record.kind, record.level, refs)
-        if not whole:
-            self.txn.put("incomplete", object_id, rows.seal(object_id, b""))
-            self._wait(object_id, missing)
-        count = self._arrived_count(object_id)
-        if count:
-            self.txn.put("counts", object_id, rows.encode_count(object_id, count))
-            self._pack(number).live_bytes += record.length
-            self._activate(refs)
+        self.txn.put("objects", object_id, rows.encode_object(object_id, _location(number, record)))
+        self.txn.put("refs", object_id, rows.seal(object_id, record.refs))
+        whole = self.judge(object_id, record.kind, record.level, refs)
+        if self._count_arrived(number, record):
+            self._live.activate(refs)
         if whole:
             self._wake(object_id)
 
-    def _fits(self, kind: int, level: int, refs: Sequence[bytes]) -> bool:
-        """Whether kind and level are what the (present) refs allow."""
-        found = [lookup(self.txn, r) for r in refs]
-        known = [row for row in found if row is not None]
-        return (
-            len(known) == len(found)
-            and all(row.kind in REF_KINDS[kind] for row in known)
-            and level == level_of([row.level for row in known], kind)
-        )
+    def _count_arrived(self, number: int, record: RecordRow) -> int:
+        """Count an object that has just arrived: all who refer to it have been waiting for it."""
+        count = 0
+        if self._waiting:
+            waiting = [key[ID_LEN:] for key, _ in self.txn.scan("waiting", record.id)]
+            count += sum(self.txn.get("counts", referrer) is not None for referrer in waiting)
+        if record.id in self._root_ids():
+            count += sum(1 for _ in self.txn.scan("roots", record.id))
+        if count:
+            self.txn.put("counts", record.id, rows.encode_count(record.id, count))
+            self._live.pack(number).live_bytes += record.length
+        return count
 
-    def _wait(self, object_id: bytes, missing: Iterable[bytes]) -> None:
+    def _root_ids(self) -> set[bytes]:
+        if self._known_roots is None:
+            self._known_roots = {key[:ID_LEN] for key, _ in self.txn.scan("roots")} if self._roots else set()
+        return self._known_roots
+
+    def judge(self, object_id: bytes, kind: int, level: int, refs: Sequence[bytes]) -> bool:
+        """Whether an object is complete: all its refs are, and its kind and level are what they allow.
+
+        If it is not, that is noted, and for what it waits.
+        """
+        missing, highest, fits, allowed = [], 0, True, REF_KINDS[kind]
+        found = self.txn.get_many("objects", refs)
+        broken = self.txn.get_many("incomplete", refs) if self.txn.count("incomplete") else repeat(None)
+        for ref, value, incomplete in zip(refs, found, broken, strict=False):
+            if value is None or incomplete is not None:
+                missing.append(ref)
+            if value is not None:
+                row = rows.decode_object(ref, value)
+                fits = fits and row.kind in allowed
+                highest = max(highest, row.level)
+        if not missing and fits and level == level_of([highest], kind):
+            return True
+        self.txn.put("incomplete", object_id, rows.seal(object_id, b""))
         for ref in missing:
             key = ref + object_id
             self.txn.put("waiting", key, rows.seal(key, b""))
             self._waiting += 1
-
-    def _arrived_count(self, object_id: bytes) -> int:
-        """The count of an object that has just arrived: all who refer to it have been waiting for it."""
-        count = 0
-        if self._waiting:
-            waiting = [key[ID_LEN:] for key, _ in self.txn.scan("waiting", object_id)]
-            count += sum(self.txn.get("counts", referrer) is not None for referrer in waiting)
-        if self._roots:
-            count += sum(1 for _ in self.txn.scan("roots", object_id))
-        return count
+        return False
 
     def _wake(self, arrived: bytes) -> None:
         """`arrived` is complete now; so may be those who waited for it, and those who waited for them."""
@@ -178,25 +230,33 @@ class Ledger:
                 self.txn.delete("waiting", key)
                 self._waiting -= 1
                 referrer = key[ID_LEN:]
-                refs, row = self.refs(referrer), lookup(self.txn, referrer)
-                if row is None or not all(is_complete(self.txn, r) for r in refs):
-                    continue
-                if self._fits(row.kind, row.level, refs):
+                row = lookup(self.txn, referrer)
+                if row is not None and self._is_whole(referrer, row):
                     self.txn.delete("incomplete", referrer)
                     work.append(referrer)
 
+    def _is_whole(self, object_id: bytes, row: ObjectRow) -> bool:
+        refs = self._live.refs(object_id)
+        found = [lookup(self.txn, ref) if is_complete(self.txn, ref) else None for ref in refs]
+        known = [ref for ref in found if ref is not None]
+        return (
+            len(known) == len(found)
+            and all(ref.kind in REF_KINDS[row.kind] for ref in known)
+            and row.level == level_of([ref.level for ref in known], row.kind)
+        )
+
     def _adopt_copy(self, number: int, record: RecordRow, known: ObjectRow) -> None:
-        object_id, row = record.id, self._pack(number)
+        object_id, row = record.id, self._live.pack(number)
         same = known.kind == record.kind and known.level == record.level
-        if not same or (known.kind != Kind.DATA and b"".join(self.refs(object_id)) != record.refs):
+        if not same or (known.kind != Kind.DATA and b"".join(self._live.refs(object_id)) != record.refs):
             row.conflicts += 1
             self.conflicts += 1
             return
-        if row.name > self._pack(known.pack).name:
+        if row.name > self._live.pack(known.pack).name:
             self._put_more(object_id, number, record.offset, record.length)
             return
         self._put_more(object_id, known.pack, known.offset, known.length)
-        self._move(object_id, known, ObjectRow(number, record.offset, record.length, known.kind, known.level))
+        self._move(object_id, known, _location(number, record))
 
     def _put_more(self, object_id: bytes, number: int, offset: int, length: int) -> None:
         key = rows.more_key(object_id, number)
@@ -206,69 +266,103 @@ class Ledger:
         """Make another location the primary one; live bytes go with it."""
         self.txn.put("objects", object_id, rows.encode_object(object_id, new))
         if self.txn.get("counts", object_id) is not None:
-            self._pack(old.pack).live_bytes -= old.length
-            self._pack(new.pack).live_bytes += new.length
+            self._live.pack(old.pack).live_bytes -= old.length
+            self._live.pack(new.pack).live_bytes += new.length
 
-    def drop_packs(self, numbers: Sequence[int]) -> None:
-        """Forget packs and every location in them; objects that stand nowhere else lose their row.
+    def drop_packs(self, numbers: Iterable[int]) -> None:
+        """Forget packs and every location in them; objects that stand nowhere else lose their rows.
 
-        The caller has seen that the files are gone, and calls `recount` before `settle`.
+        The caller has seen that the files are gone. If all that is lost was dead, counts do not change, and of
+        the other objects only dead ones can have become incomplete. Otherwise `stale` is set.
         """
-        gone = set(numbers)
-        for number in gone:
-            self.txn.delete("pack_names", self._pack(number).name)
+        gone = {number: self._live.pack(number) for number in numbers}
+        for number, pack in gone.items():
+            self.txn.delete("pack_names", pack.name)
             self.txn.delete("packs", rows.pack_key(number))
-            del self._packs[number]
         for key in [key for key, _ in self.txn.scan("usage")]:
             if rows.split_usage_key(key)[1] in gone:
                 self.txn.delete("usage", key)
-        for batch in self._batches("more"):
+        for batch in batches(self.txn, "more"):
             for key, _ in batch:
                 if rows.split_more_key(key)[1] in gone:
                     self.txn.delete("more", key)
-        for batch in self._batches("objects"):
+        lost = False
+        for batch in batches(self.txn, "objects"):
             for object_id, value in batch:
-                row = rows.decode_object(object_id, value)
-                if row.pack in gone:
-                    self._drop_location(object_id, row)
+                if rows.pack_of_object(value) in gone:
+                    lost |= self._drop_location(object_id, rows.decode_object(object_id, value))
+        self._live.forget_packs(gone)
+        if lost and not self.stale:
+            self._judge_the_dead()
 
-    def _drop_location(self, object_id: bytes, row: ObjectRow) -> None:
+    def _drop_location(self, object_id: bytes, row: ObjectRow) -> bool:
+        """Take the primary location away; whether the object is gone with it."""
         others = []
         for key, value in self.txn.scan("more", object_id):
             number = rows.split_more_key(key)[1]
-            others.append((self._pack(number).name, number, rows.decode_more(key, value)))
-        if not others:
-            self.txn.delete("objects", object_id)
-            self.txn.delete("refs", object_id)
-            return
-        _, number, (offset, length) = min(others)
-        self.txn.delete("more", rows.more_key(object_id, number))
-        moved = ObjectRow(number, offset, length, row.kind, row.level)
-        self.txn.put("objects", object_id, rows.encode_object(object_id, moved))
+            others.append((self._live.pack(number).name, number, rows.decode_more(key, value)))
+        if others:
+            _, number, (offset, length) = min(others)
+            self.txn.delete("more", rows.more_key(object_id, number))
+            self._move(object_id, row, ObjectRow(number, offset, length, row.kind, row.level))
+            return False
+        if self.txn.get("counts", object_id) is not None:
+            self.stale = True
+        if self.txn.delete("incomplete", object_id):
+            for ref in self._live.refs(object_id):
+                self.txn.delete("waiting", ref + object_id)
+        self.txn.delete("objects", object_id)
+        self.txn.delete("refs", object_id)
+        return True
+
+    def _judge_the_dead(self) -> None:
+        """Look at all dead objects that have refs, in the order of their levels: what they need may be gone."""
+        by_level: dict[int, list[tuple[bytes, int]]] = {}
+        for batch in batches(self.txn, "refs"):
+            ids = [object_id for object_id, _ in batch]
+            for object_id, count in zip(ids, self.txn.get_many("counts", ids), strict=True):
+                row = lookup(self.txn, object_id) if count is None else None
+                if row is not None:
+                    by_level.setdefault(row.level, []).append((object_id, row.kind))
+        for level in sorted(by_level):
+            for object_id, kind in by_level[level]:
+                self.judge(object_id, kind, level, self._live.refs(object_id))
 
     # --- snapshots, markers, header batches ---------------------------------------------------------------
 
     def adopt_snapshot(self, name: str, row: SnapshotRow) -> None:
         """Add a snapshot file; its root is activated unless its header is known as released."""
-        key = name.encode()
-        if self.txn.get("snapshots", key) is not None:
+        self.adopt_snapshots({name: row})
+
+    def adopt_snapshots(self, found: Mapping[str, SnapshotRow]) -> None:
+        """Add snapshot files. The first ones of a repository are counted in one go, others by what they change."""
+        first, roots = not self.txn.count("counts"), []
+        for name, row in found.items():
+            key = name.encode()
+            if self.txn.get("snapshots", key) is not None:
+                continue
+            if row.status == rows.GOOD and self._is_released(row):
+                row = replace(row, status=rows.RELEASED)
+            self.txn.put("snapshots", key, rows.encode_snapshot(key, row))
+            if row.status == rows.GOOD:
+                self._put_root(row.root, key)
+                roots.append(row.root)
+        if first and roots:
+            self._live.count_all()
             return
-        if row.status == rows.GOOD and self._is_released(row):
-            row = replace(row, status=rows.RELEASED)
-        self.txn.put("snapshots", key, rows.encode_snapshot(key, row))
-        if row.status == rows.GOOD:
-            self._add_root(row.root, key)
+        for root in roots:
+            self._live.activate([root])
 
     def _is_released(self, row: SnapshotRow) -> bool:
         prefix = rows.released_key(row.client_id, row.sequence, b"")
         kept = (rows.decode_released(key, value) for key, value in self.txn.scan("released", prefix))
         return any(r.id == row.id for r in kept)
 
-    def _add_root(self, root: bytes, name: bytes) -> None:
+    def _put_root(self, root: bytes, name: bytes) -> None:
         key = root + name
         self.txn.put("roots", key, rows.seal(key, b""))
         self._roots += 1
-        self._activate([root])
+        self._known_roots = None
 
     def drop_snapshot(self, name: str) -> None:
         """Forget a snapshot file: its root is released."""
@@ -284,7 +378,8 @@ class Ledger:
     def _drop_root(self, root: bytes, name: bytes) -> None:
         self.txn.delete("roots", root + name)
         self._roots -= 1
-        self._release([root])
+        self._known_roots = None
+        self._live.release([root])
 
     def adopt_marker(self, name: str, status: int = rows.GOOD) -> None:
         """Add a marker's name."""
@@ -317,63 +412,21 @@ class Ledger:
             self._drop_root(row.root, key)
 
     def drop_batch(self, name: str) -> None:
-        """Forget a batch; the caller calls `recount`, which looks at returned snapshot files again."""
+        """Forget a batch. Snapshot files that it named count again: `recount` looks at them."""
+        self.stale = True
         self.txn.delete("batches", name.encode())
         batch = bytes.fromhex(name) if len(name) == 2 * ID_LEN else b""
         for key in [key for key, _ in self.txn.scan("released")]:
             if key.endswith(batch) and batch:
                 self.txn.delete("released", key)
 
-    # --- counts -------------------------------------------------------------------------------------------
-
-    def refs(self, object_id: bytes) -> list[bytes]:
-        """The refs of an object; empty for a leaf and for an absent one."""
-        value = self.txn.get("refs", object_id)
-        return [] if value is None else split_refs(rows.unseal("refs", object_id, value))
-
-    def _activate(self, ids: Iterable[bytes]) -> None:
-        """One more live referrer for each id."""
-        work = list(ids)
-        while work:
-            object_id = work.pop()
-            value = self.txn.get("counts", object_id)
-            if value is not None:
-                count = rows.decode_count(object_id, value)
-                self.txn.put("counts", object_id, rows.encode_count(object_id, count + 1))
-                continue
-            row = lookup(self.txn, object_id)
-            if row is None:
-                continue  # counted when it arrives
-            self.txn.put("counts", object_id, rows.encode_count(object_id, 1))
-            self._pack(row.pack).live_bytes += row.length
-            if row.kind != Kind.DATA:
-                work += self.refs(object_id)
-
-    def _release(self, ids: Iterable[bytes]) -> None:
-        """One live referrer less for each id."""
-        work = list(ids)
-        while work:
-            object_id = work.pop()
-            value = self.txn.get("counts", object_id)
-            if value is None:
-                continue  # absent
-            count = rows.decode_count(object_id, value) - 1
-            if count:
-                self.txn.put("counts", object_id, rows.encode_count(object_id, count))
-                continue
-            self.txn.delete("counts", object_id)
-            row = lookup(self.txn, object_id)
-            if row is not None:
-                self._pack(row.pack).live_bytes -= row.length
-                work += self.refs(object_id)
+    # --- from scratch -------------------------------------------------------------------------------------
 
     def recount(self) -> None:
         """Derive completeness, counts and live bytes from scratch, from what rows there are."""
-        for table in ("counts", "incomplete", "waiting", "roots"):
+        for table in ("incomplete", "waiting", "roots"):
             self.txn.clear(table)
         self._waiting = self._roots = 0
-        for key, _ in list(self.txn.scan("packs")):
-            self._pack(rows.number_of(key)).live_bytes = 0
         self._recomplete()
         for key, value in list(self.txn.scan("snapshots")):
             row = rows.decode_snapshot(key, value)
@@ -383,34 +436,17 @@ class Ledger:
             if status != row.status:
                 self.txn.put("snapshots", key, rows.encode_snapshot(key, replace(row, status=status)))
             if status == rows.GOOD:
-                self._add_root(row.root, key)
+                self._put_root(row.root, key)
+        self._live.count_all()
+        self.stale = False
 
     def _recomplete(self) -> None:
         """One pass over the objects that have refs, in order of their level."""
-        by_level: dict[int, list[bytes]] = {}
+        by_level: dict[int, list[tuple[bytes, int]]] = {}
         for object_id, _ in self.txn.scan("refs"):
             row = lookup(self.txn, object_id)
             if row is not None:
-                by_level.setdefault(row.level, []).append(object_id)
+                by_level.setdefault(row.level, []).append((object_id, row.kind))
         for level in sorted(by_level):
-            for object_id in by_level[level]:
-                refs, row = self.refs(object_id), lookup(self.txn, object_id)
-                missing = [r for r in refs if not is_complete(self.txn, r)]
-                if missing or row is None or not self._fits(row.kind, row.level, refs):
-                    self.txn.put("incomplete", object_id, rows.seal(object_id, b""))
-                    self._wait(object_id, missing)
-
-    # --- rows in memory -------------------------------------------------------------------------------------
-
-    def _pack(self, number: int) -> PackRow:
-        row = self._packs.get(number)
-        if row is None:
-            row = self._packs[number] = pack_row(self.txn, number)
-        return row
-
-    def _batches(self, table: str) -> Iterator[list[tuple[bytes, bytes]]]:
-        """All rows of a table in bounded lists, so that the caller may write between them."""
-        start = b""
-        while batch := list(islice(self.txn.scan(table, start=start), _BATCH)):
-            yield batch
-            start = batch[-1][0] + b"\0"
+            for object_id, kind in by_level[level]:
+                self.judge(object_id, kind, level, self._live.refs(object_id))
