@@ -118,7 +118,8 @@ def save(
         pins.pin_repository(directory, repository.location, put_key.owner_id, repository_id)
         chain = state.Chain(directory, repository_id, put_key.client_id)
         with repository.session(put_key.certificate.raw) as session:
-            state.check(session.head(), chain.load(), put_key.name)
+            with chain.locked():  # another backup by this key may be between its intent and its acknowledgement
+                state.check(session.head(), chain.load(), put_key.name)
             run.store(session, chain, repository)
     result.seconds = time.monotonic() - began
     return result

@@ -218,10 +218,11 @@ def restore_ballast(directory: str, size: int) -> bool:
 def destroy(directory: str) -> None:
     """Remove the index's files, so that the next `open` makes an empty index. Missing files are fine.
 
-    Processes that have the index open notice before their next transaction. The caller holds the repository's
-    exclusive lock: a process that opened it between the two removals would write unlocked for one transaction.
+    Processes that have the index open notice before their next transaction. The lock file goes first: whoever opens
+    the index between the two removals then has a new lock file and the old data, and what he writes is lost with
+    that. The other way round, he would write to new data under a lock that nobody else asks for.
     """
-    for path in (data_path(directory), lock_path(directory)):
+    for path in (lock_path(directory), data_path(directory)):
         try:
             with suppress(FileNotFoundError):
                 os.unlink(path)

@@ -9,8 +9,8 @@ The rules, and where they are kept:
 - Never across ``fork``: a child that uses a handle of its parent gets `RuntimeError`, before LMDB hears of it.
 - The map is replaced (grown, followed when another process grew it, opened on other files) behind a gate that
   no transaction is in (`packnback.store.txn_gate`). All of it is one operation, `_Environment._reopen`.
-- Each transaction compares the inodes of the open files with those at the path: somebody may have thrown the
-  index away. Then the new files are opened, and `generation` tells.
+- Opening compares the inodes at the path before and after; each transaction compares those of the open files with
+  those at the path. Somebody may have thrown the index away: then the new files are opened, and `generation` tells.
 - A file that is shorter than it says is read by a child process before it is mapped here; the lock file gets all
   its disk space before it is mapped (`packnback.store.index_files`).
 - A full disk is `errors.DiskFull`, and leaves the index usable. Any other failed write poisons the environment:
@@ -131,12 +131,19 @@ class _Environment:
         self._open(map_size, least=0)
 
     def _open(self, wanted: int, least: int) -> None:
+        while not self._opened_what_stands(wanted, least):
+            self.unmap()  # somebody threw the files away meanwhile
+        self._stale = False
+
+    def _opened_what_stands(self, wanted: int, least: int) -> bool:
+        """Open the files at the path; False when other ones stand there by now."""
         try:
             facts = _read_facts(self.directory, check_size=self._check_size)
             if facts is not None:
                 least = max(least, facts.expected_size)
                 wanted = max(wanted, least, facts.map_size)
             index_files.reserve_lock_file(self.directory)
+            before = index_files.identity(self.directory)
             self._env = _map(self.directory, wanted, least)
             self._env.reader_check()
             self.tables = _open_tables(self._env)
@@ -145,7 +152,7 @@ class _Environment:
             self.unmap()
             raise self.explained("open", error) from error
         self.identity = index_files.identity(self.directory)
-        self._stale = False
+        return self.identity.lock == before.lock and before.data in (None, self.identity.data)
 
     def unmap(self) -> None:
         """Close the files. Nobody has a transaction."""
