@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import lt
-from typing import Any
+from typing import Any, NamedTuple
 
 from packnback.errors import FormatDamage
 from packnback.format import cbor
@@ -48,8 +48,7 @@ TARGET_LIMIT = 4096
 """Most bytes in the target of a symbolic link; at least one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """`length` bytes of a file: from `offset` in the plaintext of object `id`, or zeros where `id` is None."""
 
     id: bytes | None
@@ -160,11 +159,9 @@ def decode_block(ids: Sequence[bytes], block: bytes) -> list[Entry]:
     count = len(names)
     check_names(names)
     cbor.expect(_TYPES.issuperset(types), _WHAT, "type")
-    modes, uids, gids = (_unfold(c, count, n) for c, n in ((modes, _MODE_LIMIT), (uids, _U32), (gids, _U32)))
-    sizes, objects, offsets = (
-        _column(c, count, limit)
-        for c, limit in ((sizes, _SIZE_LIMIT), (objects, len(ids) + 1), (offsets, _U32))
-    )
+    modes, uids, gids = _unfold(modes, count, _MODE_LIMIT), _unfold(uids, count, _U32), _unfold(gids, count, _U32)
+    sizes, objects = _column(sizes, count, _SIZE_LIMIT), _column(objects, count, len(ids) + 1)
+    offsets = _column(offsets, count, _U32)
     cbor.expect(type(mtimes) is list and len(mtimes) == count, _WHAT, "shape")
     cbor.expect(cbor.all_of_type(mtimes, int), _WHAT, "mtime")
     cbor.expect(not mtimes or -_SIZE_LIMIT <= min(mtimes) <= max(mtimes) < _SIZE_LIMIT, _WHAT, "mtime")
@@ -207,16 +204,19 @@ def check_names(names: Sequence[object]) -> None:
 
 
 def _column(column: object, count: int, limit: int) -> list[int]:
-    checked = cbor.uint_list(column, _WHAT, limit)
-    cbor.expect(len(checked) == count, _WHAT, "shape")
-    return checked
+    if type(column) is not list or len(column) != count or not cbor.all_of_type(column, int):
+        raise FormatDamage(_WHAT, "shape")
+    if column and not (min(column) >= 0 and max(column) < limit):
+        raise FormatDamage(_WHAT, "integers out of range")
+    return column
 
 
 def _unfold(column: object, count: int, limit: int) -> list[int]:
-    if cbor.is_uint(column, limit):
-        cbor.expect(count > 0, _WHAT, "shape")
-        return [column] * count  # type: ignore[list-item]
-    return _column(column, count, limit)
+    if type(column) is not int:
+        return _column(column, count, limit)
+    cbor.expect(0 <= column < limit, _WHAT, "integers out of range")
+    cbor.expect(count > 0, _WHAT, "shape")
+    return [column] * count
 
 
 def _decode_rare(entry: Entry, rare: Any, ids: Sequence[bytes], used: set[int]) -> None:

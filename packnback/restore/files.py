@@ -47,9 +47,9 @@ class FileTask:
     replace: bool
     """Whether what stands under its name may be replaced."""
     remaining: int
-    """Bytes that were neither written nor lost yet. The writer's to change, as is all that follows `flaw`."""
+    """Bytes that were neither written nor lost yet."""
     absent: int = 0
-    """Bytes that no piece will bring: holes, and what could not be planned. The planner's to change."""
+    """Bytes that no piece will bring: holes, and what could not be planned."""
     planned: bool = False
     """Whether all its pieces have been asked for."""
     flaw: errors.PacknbackError | None = None
@@ -73,7 +73,7 @@ class FileWriter:
         self._target = target
         self._ownership = ownership
         self._check = check
-        self._result = result
+        self.result = result
         self._unfinished: dict[FileTask, None] = {}
         self._open: OrderedDict[FileTask, None] = OrderedDict()
 
@@ -91,7 +91,7 @@ class FileWriter:
             folder = self._target.folder(task.folder)
             fd = os.open(name, _CREATE, 0o600, dir_fd=folder.fd)
         except (OSError, errors.Refused) as error:
-            report_failure(self._result, task.path, error)
+            report_failure(self.result, task.path, error)
             return
         try:
             if content:
@@ -100,7 +100,7 @@ class FileWriter:
             self._done(task)
         except OSError as error:
             os.unlink(name, dir_fd=folder.fd)
-            report_failure(self._result, task.path, error)
+            report_failure(self.result, task.path, error)
         except BaseException:
             os.unlink(name, dir_fd=folder.fd)
             raise
@@ -146,7 +146,7 @@ class FileWriter:
             self._fail(task, error)
         self._discard(task)
         if task.problem is not None:
-            self._result.add(task.path, task.problem, task.kind)
+            self.result.add(task.path, task.problem, task.kind)
 
     def abort(self) -> None:
         """Remove everything that has no name yet."""
@@ -168,15 +168,15 @@ class FileWriter:
             task.problem += f"; what is left of it is in {name.decode(errors='replace')}"
 
     def _done(self, task: FileTask) -> None:
-        self._result.files += 1
-        self._result.bytes_restored += task.entry.size
+        self.result.files += 1
+        self.result.bytes_restored += task.entry.size
 
     def _attributes(self, fd: int, folder: Folder, task: FileTask) -> None:
         if folder.new_owner is None:
             found = os.fstat(fd)
             folder.new_owner = (found.st_uid, found.st_gid)
         for reason in apply_to_fd(fd, task.entry, self._ownership, folder.new_owner):
-            self._result.add(task.path, reason, Trouble.ATTRIBUTE)
+            self.result.add(task.path, reason, Trouble.ATTRIBUTE)
 
     def _content_holds(self, task: FileTask, fd: int) -> bool:
         if not task.entry.check:
@@ -219,7 +219,7 @@ class FileWriter:
             try:
                 os.unlink(task.temporary, dir_fd=self._target.folder(task.folder).fd)
             except (OSError, errors.Refused) as error:
-                self._result.add(join(task.folder, task.temporary), f"left behind: {error}", Trouble.FAILED)
+                self.result.add(join(task.folder, task.temporary), f"left behind: {error}", Trouble.FAILED)
             task.temporary = b""
 
     def _fail(self, task: FileTask, error: OSError | errors.Refused) -> None:

@@ -57,8 +57,7 @@ class Opened:
 class ObjectReader:
     """Opens the objects of one repository with one key.
 
-    `open_many` and `open_each` may be called in any thread, and at the same time; what concerns listings (`listing_object`,
-    `prefetch`) in one.
+    `open_many` and `open_each` may be called in any thread, and at the same time; the rest in one.
 
     Raises WrongOwner at once if the repository belongs to somebody else's key.
     """

@@ -50,16 +50,6 @@ class RestoreResult:
         """Note a problem."""
         self.problems.append(Problem(path, reason, kind))
 
-    def merge(self, other: RestoreResult) -> None:
-        """Add what another thread did."""
-        self.files += other.files
-        self.directories += other.directories
-        self.others += other.others
-        self.bytes_restored += other.bytes_restored
-        self.unchanged += other.unchanged
-        self.deleted += other.deleted
-        self.problems += other.problems
-
     @property
     def damaged(self) -> bool:
         """Whether something was lost in the repository (exit 4)."""

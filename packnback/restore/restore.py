@@ -1,10 +1,9 @@
 """Restoring a snapshot, or some of its subtrees, below a target directory.
 
 Order of writes: a directory is made when its listing comes; symlinks, fifos and devices at once; files, further names
-of hard-linked files, and the last touch of directories in windows (`window`), each of which is written by another
-thread while the next one is planned here.
+of hard-linked files, and the last touch of directories window after window (`window`).
 
-Memory is bounded by two windows and by the directories above the current one; only hard-linked files keep a
+Memory is bounded by the window and by the directories above the current one; only hard-linked files keep a
 small row each until the end. Nothing that goes wrong with one path stops the others: it is noted in the result.
 Only a full disk ends everything.
 """
@@ -25,10 +24,9 @@ from packnback.format.entry import DIRECTORY, FILE, Entry
 from packnback.format.listing import path_key
 from packnback.ids import ObjectClass
 from packnback.restore.attributes import Ownership
-from packnback.restore.behind import Behind
 from packnback.restore.closing import Closer
 from packnback.restore.directories import Directories, Frame
-from packnback.restore.files import FileTask, report_failure
+from packnback.restore.files import FileTask, FileWriter, report_failure
 from packnback.restore.listing import PROBLEMS, Hole, Listing
 from packnback.restore.locate import ContentCheck, file_extents
 from packnback.restore.look import join, normalise
@@ -40,9 +38,6 @@ from packnback.restore.special import make_special
 from packnback.restore.target import Target
 from packnback.restore.walk import Part, walk
 from packnback.restore.window import WINDOW_LIMIT, Link, Window, WindowWriter
-
-WINDOW_LEAST = 1 << 10
-"""So many files, links or finished directories are worth a window when the writer has nothing to do."""
 
 
 def restore(
@@ -69,13 +64,9 @@ def restore(
         if target is None or options.dry_run:
             return _Restorer(listing, target, options, watch, None).run(selection)
         check = ContentCheck(reader.key, snapshot.header.domain_id)
-        twin = stack.enter_context(target.twin())
-        writer = WindowWriter(twin, reader, check, options, watch.progress)
-        stack.callback(writer.abort)
-        behind = stack.enter_context(Behind(writer.carry_out, writer.stop))
-        result = _Restorer(listing, target, options, watch, behind).run(selection)
-        result.merge(writer.result)
-        return result
+        restorer = _Restorer(listing, target, options, watch, check)
+        stack.callback(restorer.abort)
+        return restorer.run(selection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +91,9 @@ def _select(listing: Listing, paths: Sequence[bytes]) -> Iterator[_Selected]:
 
 
 class _Restorer:
-    """Follows the listing, makes directories and what is no file, and plans the files. `behind` writes them.
+    """Follows the listing, makes directories and what is no file, plans the files, and has windows written.
 
-    Without it nothing is written.
+    Without a `check` nothing is written.
     """
 
     def __init__(
@@ -111,7 +102,7 @@ class _Restorer:
         target: Target | None,
         options: RestoreOptions,
         watch: Watch,
-        behind: Behind[Window] | None,
+        check: ContentCheck | None,
     ) -> None:
         self._listing = listing
         self._options = options
@@ -119,7 +110,11 @@ class _Restorer:
         self._result = RestoreResult()
         self._ownership = Ownership.of_process(options.owners)
         self._target = target
-        self._behind = behind
+        self._closer = Closer(target, options, self._result)
+        self._writer: WindowWriter | None = None
+        if target is not None and check is not None:
+            files = FileWriter(target, self._ownership, check, self._result)
+            self._writer = WindowWriter(target, files, self._closer, listing.reader, check, watch.progress)
         self._directories = Directories(target, options, self._result)
         self._window = Window()
         self._primaries: dict[bytes, tuple[bytes, bytes]] = {}
@@ -131,9 +126,12 @@ class _Restorer:
             self._subtree(selected)
         self._directories.leave(None)
         self._flush()
-        if self._behind is not None:
-            self._behind.finish()
         return self._result
+
+    def abort(self) -> None:
+        """Remove every file that has no name yet."""
+        if self._writer is not None:
+            self._writer.abort()
 
     def _subtree(self, selected: _Selected) -> None:
         if selected.problem is not None:
@@ -150,8 +148,7 @@ class _Restorer:
                 self._directories.doubt(part.path)
             else:
                 self._part(part)
-            due = max(self._window.size, self._directories.waiting)
-            if due >= WINDOW_LIMIT or (due >= WINDOW_LEAST and self._behind is not None and self._behind.idle):
+            if max(self._window.size, self._directories.waiting) >= WINDOW_LIMIT:
                 self._flush()
 
     def _part(self, part: Part) -> None:
@@ -171,7 +168,7 @@ class _Restorer:
                 return
             if entry.type == FILE:
                 self._file(frame.path, entry, replace)
-            elif self._behind is None or self._target is None:
+            elif self._writer is None or self._target is None:
                 self._result.others += 1
             else:
                 make_special(self._target, frame.path, entry, self._ownership, self._result, replace=replace)
@@ -199,7 +196,7 @@ class _Restorer:
         return True
 
     def _file(self, folder: bytes, entry: Entry, replace: bool) -> None:
-        if self._behind is None:
+        if self._writer is None:
             self._result.files += 1
             self._result.bytes_restored += entry.size
             return
@@ -246,15 +243,15 @@ class _Restorer:
         return primary if known == fingerprint and primary != path else None
 
     def _flush(self) -> None:
-        """Have the window carried out, with the directories that were left."""
+        """Carry the window out, and close the directories that were left."""
         window = self._window
         window.closing = self._directories.take_left()
         # A file that is still being planned goes on in the next window.
         self._window = Window(tasks=[task for task in window.tasks if not task.planned])
-        if self._behind is not None:
-            self._behind.hand_over(window)
+        if self._writer is not None:
+            self._writer.carry_out(window)
         else:
-            Closer(self._target, self._options, self._result).close(window.closing)
+            self._closer.close(window.closing)
 
 
 def _agrees(found: os.stat_result, entry: Entry) -> bool:

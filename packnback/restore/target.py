@@ -41,17 +41,8 @@ class Target:
     def __init__(self, path: str | bytes, *, create: bool = True) -> None:
         if create:
             os.makedirs(path, mode=0o700, exist_ok=True)
-        self._begin(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-
-    def _begin(self, root: int) -> None:
-        self._root = Folder(root)
+        self._root = Folder(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self._open: OrderedDict[bytes, Folder] = OrderedDict()
-
-    def twin(self) -> Target:
-        """The same directory with descriptors of its own, for another thread."""
-        twin = Target.__new__(Target)
-        twin._begin(os.dup(self._root.fd))
-        return twin
 
     def __enter__(self) -> Target:
         return self

@@ -1,11 +1,10 @@
 """Windows of a restore: files, links and directories that are due together, and carrying them out.
 
-While the listing is read and planned in one thread, the window before is written in another one (`behind`): system
-calls, hashing and decryption leave the interpreter to whoever plans. The two share no descriptor, no counter and no
-file in the making: a window belongs to the planner until it is handed over, and to the writer from then on.
-
 Order within a window: the files, object by object; hard links; last, deepest first, the directories that the
 listing has left.
+
+One thread writes, and it is the one that plans. Creating a small file is five system calls, each of which lets go
+of the interpreter: a second thread that wants it as often costs more in hand-overs than it gains (measured).
 """
 
 from __future__ import annotations
@@ -14,15 +13,13 @@ from dataclasses import dataclass, field
 
 from packnback import errors
 from packnback.events import Progress
-from packnback.restore.attributes import Ownership
 from packnback.restore.closing import Closer
 from packnback.restore.directories import Frame
 from packnback.restore.files import FileTask, FileWriter, report_failure
 from packnback.restore.locate import ContentCheck, Delivery, Plan, deliver
 from packnback.restore.look import join
 from packnback.restore.objects import ObjectReader
-from packnback.restore.options import RestoreOptions
-from packnback.restore.report import RestoreResult, Trouble
+from packnback.restore.report import Trouble
 from packnback.restore.special import make_link
 from packnback.restore.target import Target
 
@@ -57,33 +54,32 @@ class Window:
 
 
 class WindowWriter:
-    """Carries out windows. One thread; `result` is its own until that thread has ended."""
+    """Carries out windows."""
 
     def __init__(
-        self, target: Target, reader: ObjectReader, check: ContentCheck, options: RestoreOptions, progress: Progress
+        self,
+        target: Target,
+        files: FileWriter,
+        closer: Closer,
+        reader: ObjectReader,
+        check: ContentCheck,
+        progress: Progress,
     ) -> None:
-        self.result = RestoreResult()
         self._target = target
+        self._files = files
+        self._closer = closer
         self._reader = reader
         self._check = check
         self._progress = progress
-        self._files = FileWriter(target, Ownership.of_process(options.owners), check, self.result)
-        self._closer = Closer(target, options, self.result)
-        self._stopped = False
-
-    def stop(self) -> None:
-        """Return from `carry_out` soon, with things half done. From any thread."""
-        self._stopped = True
+        self._result = files.result
 
     def abort(self) -> None:
-        """Remove everything that has no name yet, once nothing is carried out any more."""
+        """Remove everything that has no name yet."""
         self._files.abort()
 
     def carry_out(self, window: Window) -> None:
         """Write what is due. Raises DiskFull; every other trouble with a path is in the result."""
         for delivery in deliver(self._reader, window.plan, self._check):
-            if self._stopped:
-                return
             self._write(delivery)
         for task in window.tasks:
             if not task.settled:
@@ -116,9 +112,9 @@ class WindowWriter:
 
     def _link(self, link: Link) -> None:
         try:
-            make_link(self._target, link.primary, link.folder, link.name, self.result, replace=link.replace)
+            make_link(self._target, link.primary, link.folder, link.name, self._result, replace=link.replace)
         except FileNotFoundError:
             reason = f"/{link.primary.decode(errors='replace')}, of which it is another name, was not restored"
-            self.result.add(join(link.folder, link.name), reason, Trouble.FAILED)
+            self._result.add(join(link.folder, link.name), reason, Trouble.FAILED)
         except (OSError, errors.Refused) as error:
-            report_failure(self.result, join(link.folder, link.name), error)
+            report_failure(self._result, join(link.folder, link.name), error)
