@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import cbor2
@@ -104,7 +105,8 @@ class Spool:
 
     def close(self) -> None:
         """Forget what was not written."""
-        self._file.close()
+        with suppress(OSError):  # a full disk does not take what is still buffered: it was to be forgotten anyway
+            self._file.close()
 
     def _add(self, record: list[object]) -> None:
         data = cbor2.dumps(record)
