@@ -1,0 +1,107 @@
+"""check and verify as people and scripts run them: another process, exit codes, the documented shapes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_program import Program, assert_shape
+from damaged_repository import Repo, flip_at
+from smallclient import OWNER
+
+from packnback.crypto.keyfile import write_key
+from packnback.ids import ObjectClass
+
+FINDING = {"kind": str, "what": str, "why": str, "affects": [str]}
+CHECK = {"packs": int, "objects": int, "snapshots": int, "damage": [FINDING], "index_rebuilt": [str]}
+REPAIRED = {
+    "packs_quarantined": [str], "objects_saved": int, "objects_lost": [str], "files_quarantined": [str],
+}  # fmt: skip
+VERIFY = {
+    "snapshots": int, "objects": int, "bytes": int, "bad": [{"id": str, "reason": str}],
+    "snapshots_bad": [{"id": str, "reason": str}],
+    "affected": [{"snapshot": str, "path": str, "reason": str}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def program(repo: Repo, tmp_path: Path) -> Iterator[Program]:
+    program = Program(tmp_path / "person")
+    program.environment["PACKNBACK_REPO"] = str(repo.path)
+    yield program
+
+
+def with_owner_key(program: Program) -> None:
+    configuration = program.home / ".config" / "packnback"
+    configuration.mkdir(parents=True)
+    write_key(str(configuration / "owner.key"), OWNER)
+
+
+def test_a_whole_repository(repo: Repo, program: Program) -> None:
+    for options in ((), ("--read-data",), ("--read-data", "--sample", "30%"), ("--repair",)):
+        document = program("--json", "check", *options).json
+        assert_shape(document, CHECK)
+        assert document["damage"] == document["index_rebuilt"] == []
+        assert document["packs"] == len(repo.packs()) and document["snapshots"] == 2
+    assert "No damage found" in program("check").text
+    assert program("-q", "check").text.count("\n") <= 1
+
+
+def test_a_damaged_pack_from_finding_to_repair(repo: Repo, program: Program) -> None:
+    victim = repo.packs(ObjectClass.DATA)[0]
+    victim.path.write_bytes(flip_at(victim.data, 2000))
+    assert program("--json", "check").json["damage"] == [], "the structure is sound: only reading tells"
+    document = program("--json", "check", "--read-data", code=4).json
+    assert_shape(document, CHECK)
+    [finding] = document["damage"]
+    ids = {row["id"] for row in program("--json", "list").json}
+    assert finding["kind"] == "record" and victim.path.stem in finding["what"]
+    assert set(finding["affects"]) <= ids and finding["affects"]
+    told = program("check", "--read-data", code=4).text
+    assert "damaged record" in told and "--repair" in told and finding["affects"][0][:12] in told
+
+    with_owner_key(program)
+    document = program("--json", "verify", code=4).json
+    assert_shape(document, VERIFY)
+    assert document["affected"] and document["bad"]
+    assert "verified" in program("verify", code=4).text
+
+    document = program("--json", "check", "--read-data", "--repair", code=4).json
+    assert_shape(document["repaired"], REPAIRED)
+    assert document["repaired"]["packs_quarantined"] == [victim.path.stem]
+    assert_shape(document["remaining"], [FINDING])
+    assert (repo.path / "quarantine" / victim.path.name).read_bytes() == flip_at(victim.data, 2000)
+
+
+def test_samples_find_it_in_the_end_and_go_on_telling(repo: Repo, program: Program) -> None:
+    victim = repo.packs(ObjectClass.DATA)[-1]
+    victim.path.write_bytes(flip_at(victim.data, 2000))
+    codes = []
+    for _ in range(4):
+        process = program.start(["--json", "check", "--read-data", "--sample", "34"])
+        process.communicate()
+        codes.append(process.returncode)
+    found = codes.index(4)
+    assert found < 3, "three nights"
+    assert codes == [0] * found + [4] * (4 - found)
+
+
+def test_an_index_that_kills_its_reader_is_thrown_away(repo: Repo, program: Program) -> None:
+    """check looks at the index in a process of its own first."""
+    data = repo.path / "index" / "data.mdb"
+    raw = data.read_bytes()
+    data.write_bytes(raw[:8192] + bytes(len(raw) - 8192))
+    document = program("--json", "check").json
+    assert document["damage"] == [] and document["index_rebuilt"]
+    assert program("--json", "check").json["index_rebuilt"] == []
+
+
+def test_what_is_wrong_with_the_command(repo: Repo, program: Program, tmp_path: Path) -> None:
+    assert program("check", "--bad", "file", code=2).err
+    assert program("check", "--sample", "much", code=2).err
+    assert program("-r", tmp_path / "nowhere", "check", code=1).err
+    assert program("verify", code=5).err, "no key"
+    shutil.rmtree(repo.path / "packs" / "00")
+    assert program("check", code=1).err, "an unmounted disk is no damage, and no empty repository"
