@@ -35,6 +35,7 @@ from packnback.errors import (
     Refused,
     SnapshotDamage,
     StaleSequence,
+    StorageFailed,
 )
 from packnback.format import record as record_format
 from packnback.format import rows, snapshot
@@ -55,6 +56,7 @@ CLOCK_BACKWARDS_NS = 15 * 60 * 10**9
 CLIENT_CLOCK_NS = 15 * 60 * 10**9
 """The clock of a client elsewhere may be this much ahead of the repository's, or behind it."""
 _ENVELOPES_KEPT = 64
+_COMMIT_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,12 +277,15 @@ class LocalSession:
         return committed
 
     def _commit(self, name: str, file: SnapshotFile) -> Committed:
+        for _ in range(_COMMIT_ATTEMPTS - 1):
+            # Rows that we knew are gone: somebody threw the index away. The directories still tell.
+            with suppress(IndexReplaced, ObjectMissing):
+                return self._write(lambda txn: self._commit_in(txn, name, file))
+            self._catch_up()
         try:
             return self._write(lambda txn: self._commit_in(txn, name, file))
-        except (IndexReplaced, ObjectMissing):
-            # Rows that we knew are gone: somebody threw the index away. The directories still tell.
-            self._catch_up()
-            return self._index.write(lambda txn: self._commit_in(txn, name, file))
+        except IndexReplaced:
+            raise StorageFailed("commit", name, "the index is made anew again and again") from None
 
     def _confirm_root(self, file: SnapshotFile) -> None:
         """Look into the directories again, now that whoever deletes sees the snapshot: is its root still complete?

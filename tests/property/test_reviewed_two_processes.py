@@ -103,3 +103,26 @@ def throw_away(repository: LocalRepository) -> None:
     assert Path(index_files.data_path(directory)).exists()
     done: Any = subprocess.run([sys.executable, "-c", THROW_AWAY, directory], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_index_thrown_away_while_a_commit_catches_up(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice in a row, the second time in the middle of catching up with the first."""
+    client = SmallClient(repository.config.repository_id)
+    listed, left = repository.ports.blobs.list, [1]
+
+    def then_throw_away(directory: str) -> Sequence[str]:
+        if left and directory == "snapshots":
+            left.pop()
+            throw_away(repository)
+        return listed(directory)
+
+    with repository.session(client.certificate) as session:
+        root = client.store(session, {"file": b"content"})
+        session.flush()
+        head = session.head()
+        throw_away(repository)
+        monkeypatch.setattr(repository.ports.blobs, "list", then_throw_away)
+        session.commit(client.snapshot(root, head))
+    assert not left and [info.complete for info in repository.snapshots()] == [True]
