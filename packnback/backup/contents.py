@@ -35,12 +35,11 @@ class Contents:
         self._recent_sizes: dict[bytes, int] = {}
         self._older_sizes: dict[bytes, int] = {}
         with cache.reading() as txn:
-            self._is_empty = txn.count(CONTENTS) == 0
+            self.is_empty = txn.count(CONTENTS) == 0
+            """Whether no earlier run left any."""
 
     def find(self, content_hash: bytes) -> Extent | None:
         """See `reuse.Reuse.content`."""
-        if self._is_empty:
-            return None
         key = content_hash[:CONTENT_LEN]
         with self._cache.reading() as txn:
             row = self._rows.read_content(key, txn.get(CONTENTS, key))

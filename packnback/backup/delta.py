@@ -48,14 +48,15 @@ class Whole:
 
     def store(self, buffer: Buffer, data: memoryview, lengths: list[int]) -> Iterator[Place | Extent]:
         """Where the chunk `data` lies, which consists of pieces of these lengths and stands in `buffer`."""
-        ticket = self._sink.new_ticket()
+        place = self.hand_in(buffer, data)
         if self._new is not None:
-            self._new.whole(ticket, lengths)
-        self._sink.add_data(data, ticket=ticket, lease=buffer)
-        yield Place(ticket, 0, len(data))
+            pieces = join(lengths, self._new.step)
+            self._new.add(place, pieces, self._new.digests(data, pieces))
+        yield place
 
-    def finish(self) -> None:
-        """Nothing is open."""
+    def hand_in(self, buffer: Buffer, data: memoryview) -> Place:
+        """Make an object of a chunk."""
+        return Place(self._sink.add_data(data, lease=buffer), 0, len(data))
 
 
 class Delta:
@@ -76,17 +77,17 @@ class Delta:
         self._old.seek(self._offset)
         self._offset += len(data)
         pieces = join(lengths, self._new.step)
-        digests: list[bytes] = []
+        digests = self._new.digests(data, pieces)
         found: list[Extent | None] = []
-        at = known = 0
-        for length in pieces:
-            digests.append(self._new.digest(data[at : at + length]))
-            extent = self._old.find(digests[-1], length)
+        known = 0
+        for digest, length in zip(digests, pieces, strict=True):
+            extent = self._old.find(digest, length)
             found.append(extent)
             known += length if extent is not None else 0
-            at += length
         if known * REUSE_LEAST < len(data):
-            yield from self._whole.store(buffer, data, lengths)
+            place = self._whole.hand_in(buffer, data)
+            self._new.add(place, pieces, digests)
+            yield place
         else:
             yield from self._mixed(data, pieces, digests, found)
 

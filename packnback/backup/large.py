@@ -6,15 +6,17 @@ extents (`extents`) in which the holes stand again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from blake3 import blake3
 
+from packnback.backup.buffers import Buffer
 from packnback.backup.delta import Delta, Whole
 from packnback.backup.extents import LargeContent
 from packnback.backup.listing_cuts import ListingCuts
 from packnback.backup.pipeline import Pipeline
-from packnback.backup.reuse import Reuse
+from packnback.backup.reuse import NewPieces, Reuse
 from packnback.backup.runs import FileRuns
 from packnback.backup.stream import ChunkStream, Read
 from packnback.backup.ticket import Place
@@ -55,30 +57,58 @@ class LargeFiles:
         content = LargeContent(self._pipeline, self._cuts)
         memory = self._reuse.pieces(name, size)
         old, new = memory if memory is not None else (None, None)
-        check: blake3 | None = None
-        writer: Whole | Delta
         if old is not None and new is not None:
-            writer, check = Delta(self._pipeline, old, new), self._hasher.start()
+            with ThreadPoolExecutor(1, "check") as thread:
+                self._store_delta(content, Delta(self._pipeline, old, new), new, read, runs, thread)
         else:
             writer = Whole(self._pipeline, new)
-        for buffer, data, lengths in self._stream.chunks(read):
-            at = 0
-            for part in writer.store(buffer, data, lengths):
-                for extent in runs.place(part) if runs is not None else (part,):
+            for buffer, data, lengths in self._stream.chunks(read):
+                for extent in _with_holes(writer.store(buffer, data, lengths), runs):
                     content.add(extent)
-                    if check is not None:
-                        at += _update(check, extent, data[at:])
-            if new is not None:
-                new.settle()
-            self._watch.progress.advance(len(data))
+                self._chunk_done(data, new)
+            for hole in runs.tail() if runs is not None else ():
+                content.add(hole)
+        return content, new is not None and new.finish()
+
+    def _store_delta(
+        self,
+        content: LargeContent,
+        delta: Delta,
+        new: NewPieces,
+        read: Read,
+        runs: FileRuns | None,
+        thread: Executor,
+    ) -> None:
+        """Meanwhile `thread` hashes the whole content, holes included."""
+        check = self._hasher.start()
+        for buffer, data, lengths in self._stream.chunks(read):
+            extents = list(_with_holes(delta.store(buffer, data, lengths), runs))
+            for extent in extents:
+                content.add(extent)
+            self._pipeline.hold_buffer(buffer)
+            thread.submit(self._check, check, extents, data, buffer)
+            self._chunk_done(data, new)
         for hole in runs.tail() if runs is not None else ():
             content.add(hole)
-            if check is not None:
-                _update(check, hole, _ZEROS)
-        writer.finish()
-        if check is not None:
-            content.check = check.digest(CHECK_LEN)
-        return content, new is not None and new.finish()
+            thread.submit(_update, check, hole, _ZEROS)
+        delta.finish()
+        content.check = thread.submit(check.digest, CHECK_LEN).result()
+
+    def _check(self, check: blake3, extents: Iterable[Place | Extent], data: memoryview, buffer: Buffer) -> None:
+        """Hash a chunk as it stands in the file, and give its buffer back."""
+        at = 0
+        for extent in extents:
+            at += _update(check, extent, data[at:])
+        self._pipeline.release_buffer(buffer)
+
+    def _chunk_done(self, data: memoryview, new: NewPieces | None) -> None:
+        if new is not None:
+            new.settle()
+        self._watch.progress.advance(len(data))
+
+
+def _with_holes(parts: Iterable[Place | Extent], runs: FileRuns | None) -> Iterable[Place | Extent]:
+    return parts if runs is None else (extent for part in parts for extent in runs.place(part))
 
 
 def _update(check: blake3, extent: Place | Extent, data: memoryview) -> int:

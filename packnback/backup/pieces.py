@@ -29,8 +29,7 @@ from packnback.backup.ahead import Presence
 from packnback.backup.cache import PIECES, Cache
 from packnback.backup.cache_rows import PieceFile, Rows, segment_key, split_ids
 from packnback.backup.spool import Spool
-from packnback.backup.ticket import Place, Ticket
-from packnback.crypto.derive import Buffer
+from packnback.backup.ticket import Place
 from packnback.format.entry import Extent
 from packnback.ids import KIB
 
@@ -63,15 +62,6 @@ def join(lengths: Sequence[int], step: int) -> Sequence[int]:
     if length:
         joined.append(length)
     return joined
-
-
-def digests_of(key: bytes, data: Buffer, lengths: Sequence[int]) -> list[bytes]:
-    """The keyed hashes of the pieces that `data` consists of."""
-    view, at, found = memoryview(data), 0, []
-    for length in lengths:
-        found.append(blake3(view[at : at + length], key=key).digest(DIGEST_LEN))
-        at += length
-    return found
 
 
 @dataclass(slots=True)
@@ -205,7 +195,6 @@ class _Run(NamedTuple):
     extent: Place | Extent
     lengths: Sequence[int]
     digests: list[bytes]
-    """Empty until the object's chunk was hashed."""
     size: int
     """Of an old object."""
 
@@ -229,21 +218,13 @@ class NewPieceList:
         self._poor: list[bytes] = []
         self._start_segment()
 
-    def digest(self, piece: memoryview) -> bytes:
+    def digests(self, data: memoryview, lengths: Sequence[int]) -> list[bytes]:
         """See `reuse.NewPieces`."""
-        return blake3(piece, key=self._rows.piece_key).digest(DIGEST_LEN)
-
-    def whole(self, ticket: Ticket, lengths: Sequence[int]) -> None:
-        """See `reuse.NewPieces`. Called before the object is handed in."""
-        joined, digests = join(lengths, self.step), list[bytes]()
-        key = self._rows.piece_key
-
-        def inspect(data: Buffer) -> None:
-            digests.extend(digests_of(key, data, joined))
-
-        ticket.inspect = inspect
-        self._size += sum(joined)
-        self._coming.append(_Run(Place(ticket, 0, sum(joined)), joined, digests, 0))
+        key, at, found = self._rows.piece_key, 0, []
+        for length in lengths:
+            found.append(blake3(data[at : at + length], key=key).digest(DIGEST_LEN))
+            at += length
+        return found
 
     def add(self, extent: Place | Extent, lengths: Sequence[int], digests: list[bytes]) -> None:
         """See `reuse.NewPieces`."""

@@ -9,7 +9,7 @@ a rolled back repository is genuine.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -33,11 +33,13 @@ class ReaderVerdict(Enum):
     """The newest one is older than what was seen, or the chain is another one."""
     HIDDEN = "hidden"
     """There are none any more."""
+    PRUNED = "pruned"
+    """What was seen was released since, and its header is kept: somebody who may do that has forgotten it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """An alarming verdict about one client."""
+    """A verdict about one client that is not FINE."""
 
     client_id: bytes
     verdict: ReaderVerdict
@@ -89,11 +91,14 @@ def newest(snapshots: Iterable[SnapshotInfo]) -> dict[bytes, tuple[int, bytes]]:
     return found
 
 
-def compare(seen: Seen, snapshots: Iterable[SnapshotInfo]) -> list[Finding]:
-    """What is alarming in `snapshots` to a reader who remembers `seen`.
+def compare(
+    seen: Seen, snapshots: Iterable[SnapshotInfo], released: Collection[tuple[bytes, int, bytes]] = ()
+) -> list[Finding]:
+    """What is remarkable in `snapshots` to a reader who remembers `seen`; all of it alarming, but for PRUNED.
 
     A snapshot that was seen may have been released since; then the one after it, if it is still there, has to
-    continue from it.
+    continue from it. If it was the newest, its header among those `released` (client id, sequence, snapshot id)
+    tells pruning from rolling back; that the pruning was authorised, nothing can prove.
     """
     by_client: dict[bytes, list[SnapshotInfo]] = {}
     for snapshot in snapshots:
@@ -102,7 +107,9 @@ def compare(seen: Seen, snapshots: Iterable[SnapshotInfo]) -> list[Finding]:
     for client_id, (sequence, snapshot_id) in sorted(seen.items()):
         chain = by_client.get(client_id, [])
         last = max((snapshot.sequence for snapshot in chain), default=0)
-        if not chain:
+        if last < sequence and (client_id, sequence, snapshot_id) in released:
+            findings.append(Finding(client_id, ReaderVerdict.PRUNED, sequence, last))
+        elif not chain:
             findings.append(Finding(client_id, ReaderVerdict.HIDDEN, sequence, 0))
         elif last < sequence or any(_contradicts(snapshot, sequence, snapshot_id) for snapshot in chain):
             findings.append(Finding(client_id, ReaderVerdict.ROLLED_BACK, sequence, last))

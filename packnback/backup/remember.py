@@ -82,6 +82,8 @@ class Remembered:
 
     def content(self, content_hash: bytes) -> Extent | None:
         """See `reuse.Reuse`."""
+        if self.contents.is_empty:
+            return None
         return self.attempt(lambda: self.contents.find(content_hash), None)
 
     def bundled(self, ticket: Ticket, size: int, contents: Sequence[tuple[bytes, int, int]]) -> None:
@@ -212,8 +214,7 @@ class _CarefulNew:
         self._memory = memory
         self._pieces = pieces
         self.step = pieces.step
-        self.digest = pieces.digest
-        self.whole = pieces.whole
+        self.digests = pieces.digests
 
     def add(self, extent: Place | Extent, lengths: Sequence[int], digests: list[bytes]) -> None:
         """See `reuse.NewPieces`."""

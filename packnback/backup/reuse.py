@@ -67,11 +67,8 @@ class NewPieces(Protocol):
     def add(self, extent: Place | Extent, lengths: Sequence[int], digests: list[bytes]) -> None:
         """A run of pieces that lie one behind the other in one object."""
 
-    def whole(self, ticket: Ticket, lengths: Sequence[int]) -> None:
-        """A chunk that becomes an object of its own; its pieces are hashed by whoever hashes the object."""
-
-    def digest(self, piece: memoryview) -> bytes:
-        """The hash by which a piece is found."""
+    def digests(self, data: memoryview, lengths: Sequence[int]) -> list[bytes]:
+        """The hashes by which the pieces are found that `data` consists of."""
 
     def settle(self) -> None:
         """Write what is known by now, so that it need not be held; to be called now and then."""

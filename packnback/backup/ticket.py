@@ -6,10 +6,8 @@ the bundle is closed. Listings hold on to places until both are settled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from packnback.crypto.derive import Buffer as Bytes
 from packnback.format.entry import Extent
 
 
@@ -23,7 +21,7 @@ class Resolver(Protocol):
 class Ticket:
     """One data object to be. `id` is None until it has been hashed; `shift` is settled before that."""
 
-    __slots__ = ("_resolver", "id", "inspect", "shift", "size", "submitted")
+    __slots__ = ("_resolver", "id", "shift", "size", "submitted")
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
@@ -34,8 +32,6 @@ class Ticket:
         """Bytes of the complete object."""
         self.submitted = False
         """Whether the object is complete; the one of an open bundle is not, and must not be waited for."""
-        self.inspect: Callable[[Bytes], None] | None = None
-        """Shown the plaintext by the thread that hashes it, before there is an id."""
 
     def wait(self) -> bytes:
         """The id, as soon as there is one. Raises what stopped the pipeline."""
