@@ -2,7 +2,8 @@
 
 Each client's headers form a chain, counted from 1: a gap means that snapshots were taken away. And this machine
 remembers the newest snapshots that it has seen: if they are not there any more, or others in their place, the
-repository was rolled back. Neither keeps anybody from reading what is there; both are told, and are damage.
+repository was rolled back, unless it keeps their headers among those of snapshots that were released. Neither keeps
+anybody from reading what is there; both are told, and are damage.
 """
 
 from __future__ import annotations
@@ -24,36 +25,32 @@ def unbroken(context: Context, repository: Repository) -> bool:
     Alarms are noted. The memory is not moved on over one: it goes on until `accept-rollback`.
     """
     infos = repository.snapshots()
-    alarms = [*_unreadable(repository), *_gaps(repository), *_rollbacks(context, repository, infos)]
+    alarms = [*_holes(repository), *_rollbacks(context, repository, infos)]
     for alarm in alarms:
         context.reporter.note(alarm)
     return not alarms
 
 
-def _unreadable(repository: Repository) -> list[str]:
-    """Snapshot files that cannot be parsed: they are missing in every list. Only beside the repository."""
-    from packnback.store.repository import LocalRepository
-
-    if not isinstance(repository, LocalRepository):
-        return []
-    files = repository.damaged_files()
-    return [f"the snapshot file {name} cannot be read: {why}" for where, name, why in files if where == "snapshots"]
-
-
-def _gaps(repository: Repository) -> list[str]:
-    """Gaps in the chains, headers kept of released snapshots included."""
-    return [f"the chain of snapshots is broken at {f.what}: {f.why}" for f in maintenance(repository).gaps()]
+def _holes(repository: Repository) -> list[str]:
+    """Breaks in the chains, headers kept of released snapshots included, and snapshot files that cannot be read."""
+    return [
+        f"the snapshot file {f.what} cannot be read: {f.why}"
+        if f.kind == "snapshot"
+        else f"the chain of snapshots is broken at {f.what}: {f.why}"
+        for f in maintenance(repository).gaps()
+    ]
 
 
 def _rollbacks(context: Context, repository: Repository, infos: list[SnapshotInfo]) -> list[str]:
-    from packnback.backup.pins import ReaderPins, compare, newest, pin_repository
+    from packnback.backup.pins import ReaderPins, ReaderVerdict, compare, newest, pin_repository
     from packnback.backup.state_file import state_directory
 
     config = repository.config
     try:
         pins = ReaderPins(state_directory(), config.repository_id)
         pin_repository(state_directory(), repository.location, config.owner_id, config.repository_id)
-        findings = compare(pins.load(), infos)
+        released = {(r.client_id, r.sequence, r.id) for r in maintenance(repository).released()}
+        findings = [f for f in compare(pins.load(), infos, released) if f.verdict is not ReaderVerdict.PRUNED]
         if not findings:
             pins.store(newest(infos))
     except StorageFailed as error:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from packnback.format import rows
 from packnback.gc.compact import Compacted, CompactOptions, compact
 from packnback.gc.forget import check_clock, forget, recover
 from packnback.gc.whatif import exclusive_bytes
-from packnback.store.check import CheckReport, Stats, chain_findings, check_structure, stats
+from packnback.store.check import CheckReport, Stats, chain_findings, check_structure, file_findings, stats
 from packnback.store.damage import Finding, suspects_of
 from packnback.store.repair import Repaired, repair
 from packnback.store.repository import LocalRepository
@@ -43,8 +44,17 @@ class Checked:
     """Damage that stands now."""
 
 
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A snapshot that is gone, by retention or by somebody's wish."""
+
+    client_id: bytes
+    sequence: int
+    id: bytes
+
+
 class Maintenance(Protocol):
-    """See the module's docstring. Whoever uses `forget`, `recover`, `stats` or `gaps` holds the lock for reading."""
+    """See the module's docstring. Whoever uses it holds the lock for reading, but for `compact` and `check`."""
 
     def clock(self, *, force: bool) -> int:
         """The repository's time in ns. Raises ClockRefused when it cannot be believed, unless `force`."""
@@ -68,7 +78,10 @@ class Maintenance(Protocol):
         """For each snapshot, by the name of its file, the bytes that would go with it."""
 
     def gaps(self) -> list[Finding]:
-        """Where the clients' chains are broken."""
+        """Where history has holes: breaks in the clients' chains, snapshot files that cannot be read."""
+
+    def released(self) -> list[Released]:
+        """Every snapshot that was released and whose header is kept."""
 
 
 class LocalMaintenance:
@@ -121,4 +134,14 @@ class LocalMaintenance:
     def gaps(self) -> list[Finding]:
         """See `Maintenance.gaps`."""
         with self._repository.ports.index.read() as txn:
-            return chain_findings(txn)
+            unreadable = [finding for finding in file_findings(txn) if finding.kind == "snapshot"]
+            return unreadable + chain_findings(txn)
+
+    def released(self) -> list[Released]:
+        """See `Maintenance.released`."""
+        with self._repository.ports.index.read() as txn:
+            kept = [
+                (rows.split_released_key(key), rows.decode_released(key, value))
+                for key, value in txn.scan("released")
+            ]
+        return [Released(client_id, sequence, row.id) for (client_id, sequence, _), row in kept]

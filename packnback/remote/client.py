@@ -28,7 +28,7 @@ from packnback.format import config as config_format
 from packnback.format import snapshot
 from packnback.format.config import Config
 from packnback.gc.compact import Compacted, CompactOptions
-from packnback.gc.maintenance import Checked, CheckOptions
+from packnback.gc.maintenance import Checked, CheckOptions, Released
 from packnback.remote import failures, frames, values
 from packnback.remote.channel import Channel
 from packnback.remote.frames import GET_LIMIT, HAS_LIMIT, NAMES_LIMIT, PPM
@@ -205,6 +205,10 @@ class RemoteRepository:
     def gaps(self) -> list[Finding]:
         """See `Maintenance.gaps`."""
         return values.decode_findings(self._link.call(frames.AskGaps(), frames.Answer).value)
+
+    def released(self) -> list[Released]:
+        """See `Maintenance.released`."""
+        return values.decode_released(self._link.call(frames.AskReleased(), frames.Answer).value)
 
 
 class RemoteSession:

@@ -211,7 +211,12 @@ class AskStats(Frame):
 
 @dataclass(frozen=True, slots=True)
 class AskGaps(Frame):
-    """Where the clients' chains are broken?"""
+    """Where history has holes?"""
+
+
+@dataclass(frozen=True, slots=True)
+class AskReleased(Frame):
+    """Which snapshots were released?"""
 
 
 # --- from the server ----------------------------------------------------------------------------------------
@@ -513,6 +518,7 @@ SPECS: dict[type[Frame], Spec] = {
     ),
     AskStats: Spec(0x35, _C, 2, CborBody(_flag), Answer),
     AskGaps: Spec(0x36, _C, 1, CborBody(), Answer),
+    AskReleased: Spec(0x37, _C, 1, CborBody(), Answer),
     Welcome: Spec(0x81, _S, 8 * KIB, CborBody(_text(100), _blob(4 * KIB), _VERBS)),
     Failure: Spec(0x82, _S, MIB, CborBody(_text(100), _facts)),
     Farewell: Spec(0x83, _S, MIB, CborBody(_text(100), _facts)),

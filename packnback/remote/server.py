@@ -375,6 +375,10 @@ class Server:
         with self._held():
             return frames.Answer(values.encode(self._maintenance.gaps()))
 
+    def _released(self, frame: frames.AskReleased) -> Frame:
+        with self._held():
+            return frames.Answer(values.encode(self._maintenance.released()))
+
 
 def _ids(joined: bytes) -> list[bytes]:
     return [joined[at : at + ID_LEN] for at in range(0, len(joined), ID_LEN)]
@@ -397,6 +401,7 @@ _HANDLERS: dict[type[Frame], tuple[tuple[str, ...], Callable[[Server, Any], Fram
     frames.ListSnapshots: (("list",), Server._list),
     frames.ReadSnapshot: (("list",), Server._read_snapshot),
     frames.AskGaps: (("list",), Server._gaps),
+    frames.AskReleased: (("list",), Server._released),
     frames.AskStats: (("list",), Server._stats),
     frames.Get: (("get",), Server._get),
     frames.More: (("get",), Server._more),

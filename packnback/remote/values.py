@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from packnback.errors import ProtocolViolation
 from packnback.format.snapshot import Receipt, snapshot_name
 from packnback.gc.compact import Compacted
-from packnback.gc.maintenance import Checked
+from packnback.gc.maintenance import Checked, Released
 from packnback.ids import CLIENT_ID_LEN, DOMAIN_ID_LEN, HASH_LEN, ID_LEN
 from packnback.store.check import CheckReport, Stats
 from packnback.store.damage import Finding
@@ -45,6 +45,11 @@ def decode(cls: type[T], value: object) -> T:
 def decode_findings(value: object) -> list[Finding]:
     """A list of findings. Raises ProtocolViolation."""
     return _list_of(Finding)(value)
+
+
+def decode_released(value: object) -> list[Released]:
+    """A list of released snapshots. Raises ProtocolViolation."""
+    return _list_of(Released)(value)
 
 
 def decode_sizes(value: object) -> dict[str, int]:
@@ -115,5 +120,5 @@ _READERS: dict[str, Callable[[object], Any]] = {
 }
 """By the declared type of a field."""
 
-CROSSING = (SnapshotInfo, Compacted, Checked, Stats, Finding)
+CROSSING = (SnapshotInfo, Compacted, Checked, Stats, Finding, Released)
 """What crosses the wire as a whole; a test sends each of them there and back."""

@@ -21,7 +21,7 @@ from packnback.crypto.keys import OwnerKey
 from packnback.events import Watch
 from packnback.format import config, snapshot
 from packnback.gc.compact import Compacted
-from packnback.gc.maintenance import Checked
+from packnback.gc.maintenance import Checked, Released
 from packnback.remote import frames, values
 from packnback.remote.client import RemoteRepository
 from packnback.remote.frames import Frame, Side
@@ -222,6 +222,7 @@ FINDING = Finding("pack", "ab", "checksum", ("x.snap",))
         INFO,
         replace(INFO, forgotten_ns=7),
         FINDING,
+        Released(bytes(16), 3, bytes(32)),
         Compacted(["x.snap"], 1, 2, 3, 4, 5, 6, 7, ["ab"]),
         Stats(1, 2, 3, 4, 5, 6),
         Checked(CheckReport(1, 2, 3, [FINDING], ["x"]), {"a": "b"}, None, [FINDING]),
@@ -273,6 +274,7 @@ def requests() -> st.SearchStrategy[Frame]:
             [
                 frames.Flush(), frames.GetHead(), frames.CloseSession(), frames.Ping(), frames.BeginReading(0),
                 frames.EndReading(), frames.ListSnapshots(), frames.AskStats(True), frames.AskGaps(),
+                frames.AskReleased(),
             ]
         ),
     )  # fmt: skip

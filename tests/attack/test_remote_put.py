@@ -84,6 +84,7 @@ REQUESTS: dict[frames.Frame, tuple[str, ...]] = {
     frames.ListSnapshots(): ("list",),
     frames.ReadSnapshot("x"): ("list",),
     frames.AskGaps(): ("list",),
+    frames.AskReleased(): ("list",),
     frames.AskStats(True): ("list",),
     frames.Get(1, bytes(32)): ("get",),
     frames.AskTime(True): ("forget",),

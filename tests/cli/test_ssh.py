@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -171,6 +172,29 @@ def test_no_repository_there(far: Far) -> None:
 def test_serve_says_nothing_on_stderr_that_a_client_should_not_know(far: Far) -> None:
     done = far.program("serve", far.repository / "nothing", stdin=b"junk", code=1)
     assert str(far.repository) not in done.err + done.out.decode("utf-8", "replace")
+
+
+def test_a_reader_tells_pruned_from_rolled_back(tmp_path: Path) -> None:
+    """The newest snapshot is forgotten and released: no alarm. The whole repository is put back in time: alarm."""
+    program, source, repository = Program(tmp_path / "home"), tmp_path / "source", tmp_path / "repository"
+    source.mkdir()
+    environment = {
+        "PACKNBACK_SSH": LOOPBACK,
+        "PACKNBACK_REPO": f"ssh://far{repository}",
+        "PATH": f"{Path(sys.executable).parent}:{program.environment['PATH']}",
+    }
+    program("-r", repository, "init")
+    program("backup", source, environment=environment)
+    shutil.copytree(repository, tmp_path / "earlier")
+    newest = program("backup", "--json", source, environment=environment).json["snapshot"]
+    assert len(program("list", "--json", environment=environment).json) == 2
+    program("forget", newest, environment=environment)
+    program("compact", "--grace", "0", environment=environment)
+    assert len(program("list", "--json", environment=environment).json) == 1
+    shutil.rmtree(repository)
+    shutil.copytree(tmp_path / "earlier", repository)
+    done = program("list", environment=environment, code=4)
+    assert "number 2 was seen" in done.err
 
 
 # --- round trips --------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ EXAMPLES: dict[type[Frame], tuple[st.SearchStrategy, ...]] = {
     frames.Check: (FLAG, NUMBER, FLAG, IDS, NUMBER),
     frames.AskStats: (FLAG,),
     frames.AskGaps: (),
+    frames.AskReleased: (),
     frames.Welcome: (TEXT, BLOB, st.lists(st.text(max_size=8), max_size=4)),
     frames.Failure: (TEXT, FACTS),
     frames.Farewell: (TEXT, FACTS),
