@@ -47,19 +47,17 @@ class DescriptorSource:
 
 
 class CommandSource:
-    """What a command writes to its standard output. A context manager: leaving it early stops the command."""
+    """What a command writes to its standard output. A context manager: leaving it early stops the command.
+
+    The command is started by the first `read`: it may have effects, and everything else that can fail comes before.
+    """
 
     def __init__(self, name: bytes, command: Sequence[str]) -> None:
-        """Starts the command. Raises UsageError for a bad name, CommandFailed if it cannot be started."""
+        """Raises UsageError for a bad name."""
         self.name = check_stream_name(name)
+        self._command = command
         self._shown = shlex.join(command)
-        try:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
-        except OSError as error:
-            # As the shell tells it: 127 not found, 126 found but not to be run.
-            raise CommandFailed(self._shown, 127 if isinstance(error, FileNotFoundError) else 126) from error
-        assert self._process.stdout is not None
-        self._fd = self._process.stdout.fileno()
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +65,8 @@ class CommandSource:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._process is None:
+            return
         assert self._process.stdout is not None
         self._process.stdout.close()
         if self._process.poll() is None:
@@ -74,14 +74,26 @@ class CommandSource:
         self._process.wait()
 
     def read(self, view: memoryview) -> int:
-        """Fill the beginning of `view`."""
-        return os.readv(self._fd, [view])
+        """Fill the beginning of `view`. Raises CommandFailed if the command cannot be started."""
+        process = self._started()
+        assert process.stdout is not None
+        return os.readv(process.stdout.fileno(), [view])
 
     def finish(self) -> None:
         """Wait for the command. Raises CommandFailed unless it exits with 0."""
-        status = self._process.wait()
+        status = self._started().wait()
         if status:
             raise CommandFailed(self._shown, status)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            pipe = subprocess.PIPE
+            try:
+                self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=pipe, bufsize=0)
+            except OSError as error:
+                # As the shell tells it: 127 not found, 126 found but not to be run.
+                raise CommandFailed(self._shown, 127 if isinstance(error, FileNotFoundError) else 126) from error
+        return self._process
 
 
 def check_stream_name(name: bytes) -> bytes:

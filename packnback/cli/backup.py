@@ -119,7 +119,7 @@ def _walk_options(
 def _stream(
     stack: ExitStack, arguments: list[str], stdin: str | None, exec_: str | None, *, dry_run: bool
 ) -> StreamSource | None:
-    """The stream to back up, or None when `arguments` are paths. A command is started when all else is clear."""
+    """The stream to back up, or None when `arguments` are paths."""
     from packnback.backup.stream_source import CommandSource, DescriptorSource
 
     if stdin is not None and exec_ is not None:

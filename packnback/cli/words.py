@@ -183,7 +183,9 @@ def _(e: errors.NothingToBackUp) -> Words:
 
 @_for(errors.CommandFailed)
 def _(e: errors.CommandFailed) -> Words:
-    return Words(f"the command {e.command} ended with status {e.status}", "no snapshot was made of its output")
+    known = {126: " (it cannot be run)", 127: " (not found)"}.get(e.status, "")
+    ended = f"ended with status {e.status}{known}" if e.status >= 0 else f"was ended by signal {-e.status}"
+    return Words(f"the command {e.command} {ended}", "no snapshot was made of its output")
 
 
 @_for(errors.ClockRefused)

@@ -7,6 +7,7 @@ import random
 import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -555,9 +556,16 @@ def test_a_command_counts_only_if_it_succeeds(bench: Bench) -> None:
         bench.save(stream=source, paths=())
     assert (caught.value.command, caught.value.status) == ("sh -c 'echo half; exit 3'", 3)
     assert len(bench.snapshots) == 1
-    with pytest.raises(CommandFailed) as caught:
-        CommandSource(b"out", ["/no/such/command"])
+    with CommandSource(b"out", ["/no/such/command"]) as source, pytest.raises(CommandFailed) as caught:
+        bench.save(stream=source, paths=())
     assert caught.value.status == 127
+
+
+def test_a_command_is_not_started_for_a_backup_that_cannot_be_made(bench: Bench, tmp_path: Path) -> None:
+    bench.repository.config = replace(bench.repository.config, owner_bundle=OwnerKey(bytes(32)).bundle.raw)
+    with CommandSource(b"out", ["touch", str(tmp_path / "started")]) as source, pytest.raises(WrongOwner):
+        bench.save(stream=source, paths=())
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0", b"x" * 256])
