@@ -13,13 +13,14 @@ from packnback.cli.history import unbroken
 from packnback.cli.look import SnapshotWord, open_word, reading
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
-from packnback.cli.quantities import shown_duration, shown_size
+from packnback.cli.quantities import rfc3339, shown_duration, shown_size
 from packnback.errors import UsageError
 from packnback.ids import short
 
 if TYPE_CHECKING:
     from packnback.cli.context import Context
     from packnback.restore.report import RestoreResult
+    from packnback.restore.snapshot import Snapshot
     from packnback.restore.verify import VerifyResult
 
 app = family()
@@ -74,14 +75,24 @@ def restore(
     else:
         for problem in result.problems:
             context.output.problem(f"/{shown_path(problem.path)}: {problem.reason}")
-        verb = "Would restore" if dry_run else "Restored"
-        context.output.remark(
-            f"{verb} {result.files} files and {result.directories} directories,"
-            f" {shown_size(result.bytes_restored)}, in {shown_duration(seconds)}."
-        )
+        _tell_restored(context, opened, result, seconds, dry_run=dry_run)
     if result.damaged or not whole:
         return words.DAMAGED
     return words.INCOMPLETE if result.incomplete else words.DONE
+
+
+def _tell_restored(
+    context: Context, snapshot: Snapshot, result: RestoreResult, seconds: float, *, dry_run: bool
+) -> None:
+    """What was restored, and from when: nobody should have to guess what ``latest`` was."""
+    info = snapshot.info
+    received = rfc3339(info.receipt.time_ns, fraction=False)
+    context.output.remark(f"Snapshot {short(info.id)}, number {info.sequence} of {info.client}, received {received}:")
+    verb = "would be restored" if dry_run else "restored"
+    counted = f"{result.files} files and {result.directories} directories {verb}, {shown_size(result.bytes_restored)}"
+    kept = f", {result.unchanged} unchanged" if result.unchanged else ""
+    gone = f", {result.deleted} deleted" if result.deleted else ""
+    context.output.remark(f"{counted}{kept}{gone}, in {shown_duration(seconds)}.")
 
 
 def _document(snapshot_id: bytes, result: RestoreResult, seconds: float) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 The order is fixed by what undoes what. A change of owner clears set-user-id bits and file capabilities, so it comes
 first; attributes need write permission, so they come before the mode; any change moves the times, so they are
-last. Set-id bits are given only to a file whose owner and group are the recorded ones: a set-user-id program that
-ended up with another owner would be somebody else's privilege.
+last. Set-id bits and capabilities are given only to a file whose owner and group are the recorded ones: a
+set-user-id program that ended up with another owner would be somebody else's privilege.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from packnback.format.entry import DIRECTORY, SYMLINK, Entry
 
 SET_ID = stat.S_ISUID | stat.S_ISGID
+_CAPABILITIES = b"security.capability"
+_NOBODY = (1 << 32) - 1
+"""The id that no file can have: to chown(2) it means to leave things as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Ownership:
 
     def change(self, entry: Entry, now: tuple[int, int]) -> tuple[int, int] | None:
         """(uid, gid) to change to, -1 for leaving it; None when there is nothing to do that we may do."""
-        if not self.wanted or now == (entry.uid, entry.gid):
+        if not self.wanted or now == (entry.uid, entry.gid) or _NOBODY in (entry.uid, entry.gid):
             return None
         if self.root:
             return entry.uid, entry.gid
@@ -52,6 +55,8 @@ def apply_to_fd(fd: int, entry: Entry, ownership: Ownership, now: tuple[int, int
         except OSError as error:
             problems.append(f"owner: {error.strerror}")
     for name, value in entry.xattrs.items():
+        if name == _CAPABILITIES and owner != (entry.uid, entry.gid):
+            continue
         try:
             os.setxattr(fd, name, value)
         except OSError as error:

@@ -68,6 +68,8 @@ class Closer:
                 _remove(target, path, name, fd)
             except OSError as error:
                 report_failure(self._result, path, error)
+            except RecursionError:  # rmtree goes down by calling itself
+                self._result.add(path, "its directories are too deep to be deleted here", Trouble.FAILED)
 
 
 def _remove(target: Target, path: bytes, name: bytes, fd: int) -> None:

@@ -76,6 +76,8 @@ class FileWriter:
         self.result = result
         self._unfinished: dict[FileTask, None] = {}
         self._open: OrderedDict[FileTask, None] = OrderedDict()
+        self.failed: set[bytes] = set()
+        """Paths of files with several names that were not restored: what stands there is not to be linked."""
 
     def whole(self, task: FileTask, content: memoryview | bytes, *, right: bool) -> None:
         """Write a file whose whole content is at hand; `right` says whether its content check holds."""
@@ -91,6 +93,7 @@ class FileWriter:
             folder = self._target.folder(task.folder)
             fd = os.open(name, _CREATE, 0o600, dir_fd=folder.fd)
         except (OSError, errors.Refused) as error:
+            self._not_restored(task)
             report_failure(self.result, task.path, error)
             return
         try:
@@ -100,6 +103,7 @@ class FileWriter:
             self._done(task)
         except OSError as error:
             os.unlink(name, dir_fd=folder.fd)
+            self._not_restored(task)
             report_failure(self.result, task.path, error)
         except BaseException:
             os.unlink(name, dir_fd=folder.fd)
@@ -147,6 +151,7 @@ class FileWriter:
         self._discard(task)
         if task.problem is not None:
             self.result.add(task.path, task.problem, task.kind)
+            self._not_restored(task)
 
     def abort(self) -> None:
         """Remove everything that has no name yet."""
@@ -166,6 +171,10 @@ class FileWriter:
             self._done(task)
         else:
             task.problem += f"; what is left of it is in {name.decode(errors='replace')}"
+
+    def _not_restored(self, task: FileTask) -> None:
+        if task.entry.link_key:
+            self.failed.add(task.path)
 
     def _done(self, task: FileTask) -> None:
         self.result.files += 1

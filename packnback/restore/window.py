@@ -112,6 +112,8 @@ class WindowWriter:
 
     def _link(self, link: Link) -> None:
         try:
+            if link.primary in self._files.failed:
+                raise FileNotFoundError
             make_link(self._target, link.primary, link.folder, link.name, self._result, replace=link.replace)
         except FileNotFoundError:
             reason = f"/{link.primary.decode(errors='replace')}, of which it is another name, was not restored"

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,54 @@ def test_hard_links(client: Client, to: Path) -> None:
     result = bring_back(client, tree, to, overwrite=Overwrite.ALWAYS)
     assert not result.problems
     assert (to / "a/1").stat().st_ino == (to / "a/b/2").stat().st_ino
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_what_stands_in_the_place_of_a_lost_file_does_not_get_its_other_names(
+    client: Client, to: Path, pieces: int
+) -> None:
+    first = client.file(b"1", b"backed up", pieces=pieces, link_key=b"key", **OWN)
+    second = client.file(b"2", b"backed up", pieces=pieces, link_key=b"key", **OWN)
+    client.repository.flip(next(iter(first.ids())))
+    to.mkdir()
+    (to / "1").write_text("something else")
+    result = bring_back(client, {b"": [first, second]}, to, overwrite=Overwrite.ALWAYS)
+    assert told(result)[b"1"] == Trouble.DAMAGE
+    assert told(result)[b"2"] == Trouble.FAILED
+    assert (to / "1").read_text() == "something else"
+    assert not (to / "2").exists()
+    assert result.others == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_privileges_go_only_to_whom_they_were_recorded_for(client: Client, to: Path) -> None:
+    """2³²−1 is nobody's id: to chown(2) it means to change nothing."""
+    capable = bytes.fromhex("0100000200200000000000000000000000000000")
+    for number, owner in enumerate([(2**32 - 1, 0), (0, 2**32 - 1), (1234, 5678)]):
+        made = client.file(b"f", b"program", mode=0o6755, uid=owner[0], gid=owner[1])
+        made.xattrs = {b"security.capability": capable}
+        where = to / str(number)
+        bring_back(client, {b"": [made]}, where, owners=number != 2)
+        status = (where / "f").stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, 0, 0o755)
+        assert "security.capability" not in os.listxattr(where / "f")
+
+
+def test_delete_says_what_is_too_deep_for_it(client: Client, to: Path) -> None:
+    top = to / "known" / "too-deep"
+    top.mkdir(parents=True)
+    deep = os.open(top, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=deep)
+        below = os.open("d", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(deep)
+    result = bring_back(
+        client, {b"": [directory(b"known")], b"known": []}, to, overwrite=Overwrite.ALWAYS, delete=True
+    )
+    subprocess.run(["rm", "-rf", top], check=True)
+    assert told(result) == {b"known/too-deep": Trouble.FAILED}
 
 
 def test_selected_paths_keep_their_full_path_and_the_metadata_above(client: Client, to: Path) -> None:
