@@ -204,7 +204,9 @@ def check_names(names: Sequence[object]) -> None:
 
 
 def _column(column: object, count: int, limit: int) -> list[int]:
-    if type(column) is not list or len(column) != count or not cbor.all_of_type(column, int):
+    if type(column) is not list or not cbor.all_of_type(column, int):
+        raise FormatDamage(_WHAT, "not a list of integers")
+    if len(column) != count:
         raise FormatDamage(_WHAT, "shape")
     if column and not (min(column) >= 0 and max(column) < limit):
         raise FormatDamage(_WHAT, "integers out of range")

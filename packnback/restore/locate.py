@@ -18,7 +18,7 @@ from packnback import errors
 from packnback.crypto.keys import Reader
 from packnback.format.entry import CHECK_LEN, Entry, Extent, decode_extent_object
 from packnback.ids import Kind, ObjectClass
-from packnback.restore.objects import ObjectReader, Opened
+from packnback.restore.objects import ObjectReader
 
 PIECES_LIMIT = 1 << 16
 """Pieces in one plan: some tens of MiB of memory, and a few GiB of files unless they are small."""
@@ -73,10 +73,10 @@ class Delivery(Generic[F]):
 def deliver(reader: ObjectReader, plan: Plan[F], check: ContentCheck) -> Iterator[Delivery[F]]:
     """Carry out a plan: every object once. The plan is empty afterwards.
 
-    Content checks are computed where the object was opened, in the reader's threads.
+    Content checks are computed here, not in the reader's threads. For small files they would be so short there that
+    handing the interpreter to and fro cost more than the hashing (measured: 15 % of a restore).
     """
-
-    def cut(opened: Opened) -> Delivery[F]:
+    for opened in reader.open_many(list(plan.pieces)):
         problem = opened.problem
         if problem is None and opened.kind != Kind.DATA:
             problem = errors.ObjectDamage(opened.id, f"is of kind {opened.kind} where data belongs")
@@ -91,9 +91,7 @@ def deliver(reader: ObjectReader, plan: Plan[F], check: ContentCheck) -> Iterato
                 contents.append((file, at, length, short, False))
             else:
                 contents.append((file, at, length, content, not expected or check.of(content) == expected))
-        return Delivery(opened.id, problem, len(opened.plaintext), contents)
-
-    yield from reader.open_each(list(plan.pieces), cut)
+        yield Delivery(opened.id, problem, len(opened.plaintext), contents)
     plan.count = 0
 
 
@@ -150,7 +148,7 @@ class ContentCheck:
         return not entry.check or hasher.digest(CHECK_LEN) == entry.check
 
     def of(self, content: memoryview | bytes) -> bytes:
-        """The check of a content that is at hand in one piece. Safe in any thread."""
+        """The check of a content that is at hand in one piece."""
         hasher = self._empty.copy()
         hasher.update(content)
         return hasher.digest(CHECK_LEN)

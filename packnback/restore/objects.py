@@ -16,11 +16,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
 
 from packnback import errors
 from packnback.crypto.envelope import OpenedEnvelope, open_envelope
@@ -40,8 +39,6 @@ AT_ONCE = 2
 CACHE_LIMIT = 24 * MIB
 """Plaintext of listing objects kept for the next question."""
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -57,7 +54,7 @@ class Opened:
 class ObjectReader:
     """Opens the objects of one repository with one key.
 
-    `open_many` and `open_each` may be called in any thread, and at the same time; the rest in one.
+    `open_many` and `open_fetched` may be called in any thread, and at the same time; the rest in one.
 
     Raises WrongOwner at once if the repository belongs to somebody else's key.
     """
@@ -111,25 +108,21 @@ class ObjectReader:
 
         One bad object is one Opened with a problem; the others are not affected.
         """
-        return self.open_each(ids, _itself)
-
-    def open_each(self, ids: Sequence[bytes], work: Callable[[Opened], T]) -> Iterator[T]:
-        """The result of `work` on each of `open_many`. It is done where the object was opened: in any thread."""
         missing = set(ids)
         source = self._asked(self.repository.fetch(ids), missing)
         if len(missing) <= AT_ONCE:
             for fetched in source:
-                yield work(self.open_fetched(fetched))
+                yield self.open_fetched(fetched)
         else:
-            yield from self._open_ahead(source, work)
+            yield from self._open_ahead(source)
         for object_id in sorted(missing):
-            yield work(Opened(object_id, problem=errors.ObjectMissing(object_id)))
+            yield Opened(object_id, problem=errors.ObjectMissing(object_id))
 
-    def _open_ahead(self, source: Iterator[Fetched], work: Callable[[Opened], T]) -> Iterator[T]:
+    def _open_ahead(self, source: Iterator[Fetched]) -> Iterator[Opened]:
         pool = self._threads()
 
-        def submit(fetched: Fetched) -> Future[T]:
-            return pool.submit(lambda: work(self.open_fetched(fetched)))
+        def submit(fetched: Fetched) -> Future[Opened]:
+            return pool.submit(self.open_fetched, fetched)
 
         ahead = ReadAhead(
             source, submit, _sealed_size, count_limit=2 * self._workers + 2, bytes_limit=SEALED_LIMIT
@@ -208,10 +201,6 @@ class ObjectReader:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="open")
             return self._pool
-
-
-def _itself(opened: Opened) -> Opened:
-    return opened
 
 
 def _sealed_size(fetched: Fetched) -> int:
