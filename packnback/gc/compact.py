@@ -6,8 +6,8 @@ The order, each step durable before the next begins:
    may need what looks like garbage.
 2. Release expired snapshots (`packnback.gc.release`).
 3. Plan from the counts. If nothing is to be deleted, stop here: no pack has been read.
-4. Derive the whole index again from the footers and compare: the counts that decide are confirmed or nothing is
-   deleted.
+4. Derive the counts again from the footers of the meta packs and compare: those that decide are confirmed or
+   nothing is deleted (`packnback.gc.confirm`).
 5. Delete the packs without a live record: on a full disk, this makes room for the rest.
 6. Copy the live records of the packs to be rewritten, byte for byte, each checksum checked, into new packs;
    publish each, then adopt it. A pack with rot in a live record is left as it is. When the disk is full, go on
@@ -30,19 +30,18 @@ from packnback.format import record as record_format
 from packnback.format import rows
 from packnback.format.pack import EnvelopeRow, Footer, RecordRow
 from packnback.format.record import Record
+from packnback.gc.confirm import confirm_counts
 from packnback.gc.forget import check_clock
 from packnback.gc.plan import Plan, make_plan
 from packnback.gc.release import release, returned_files, to_release
 from packnback.gc.whatif import drop_snapshots, pack_uses, what_if
 from packnback.ids import ObjectClass
 from packnback.store import adoption, layout
-from packnback.store.check import index_difference
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.interface import SnapshotInfo
 from packnback.store.lock import Held
 from packnback.store.packer import EnvelopeFacts, Packer
 from packnback.store.quarantine import put_aside_snapshots
-from packnback.store.reconcile import reconcile
 from packnback.store.refcount import Ledger, lookup, pack_row
 from packnback.store.repository import LocalRepository
 
@@ -132,7 +131,7 @@ def _compact(repository: LocalRepository, held: Held, expired: Sequence[Snapshot
         plan = make_plan(pack_uses(txn), max_waste)
         objects = txn.count("objects")
     if not plan.empty:
-        _confirm_counts(repository)
+        confirm_counts(repository)
         _Run(repository, held, plan, done).run()
     with repository.ports.index.read() as txn:
         done.objects_dropped = objects - txn.count("objects")
@@ -160,17 +159,6 @@ def _foresee(repository: LocalRepository, expired: Sequence[SnapshotInfo], max_w
     result.packs_rewritten, result.packs_deleted = len(plan.rewrite), len(plan.rewrite) + len(plan.drop)
     result.bytes_freed, result.bytes_written = plan.bytes_freed, plan.bytes_copied
     return result
-
-
-def _confirm_counts(repository: LocalRepository) -> None:
-    """Reachability from the footers, independently of every count kept so far. Memory: a temporary index."""
-    with repository.ports.scratch_index() as fresh:
-        reconcile(repository.truth, fresh)
-        difference = index_difference(repository.ports.index, fresh)
-        with fresh.read() as txn:
-            repository.ports.watch.counters.objects_marked += txn.count("counts")
-    if difference is not None:
-        raise DamageBlocks("the index does not agree with the packs", [difference])
 
 
 class _Run:

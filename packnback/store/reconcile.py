@@ -267,6 +267,15 @@ def _read_others(truth: Truth, new: Names) -> _Others:
     return others
 
 
+def live_roots(truth: Truth) -> dict[str, bytes]:
+    """Name → root of every snapshot that counts, read from the files and from nothing else."""
+    found = _read_others(truth, listed_names(truth))
+    released = {kept.id for _, headers in found.batches.values() for kept in headers}
+    return {
+        name: row.root for name, row in found.snapshots.items() if row.status == rows.GOOD and row.id not in released
+    }
+
+
 def _adopt_and_remove(truth: Truth, txn: WriteTxn, others: _Others, gone: Names) -> int:
     """The last transaction: header batches before snapshots, adoptions before removals."""
     ledger = Ledger(txn)

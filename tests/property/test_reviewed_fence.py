@@ -121,14 +121,14 @@ def test_compaction_stops_at_a_snapshot_that_arrived_in_spite_of_the_lock(
         client.backup(session, files)
         client.backup(session, {"new": b"new"})
     forget(here, [here.snapshots()[0].name])
-    confirm = compact_module._confirm_counts
+    confirm = compact_module.confirm_counts
 
     def and_a_backup(repository: LocalRepository) -> None:
         confirm(repository)
         with away.session(client.certificate) as session:
             client.backup(session, files)
 
-    monkeypatch.setattr(compact_module, "_confirm_counts", and_a_backup)
+    monkeypatch.setattr(compact_module, "confirm_counts", and_a_backup)
     with pytest.raises(Locked):
         compact_module.compact(here, CompactOptions(grace_ns=0, max_waste=0.0))
     with here.reading():

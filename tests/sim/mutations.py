@@ -315,7 +315,7 @@ def packs_before_release(patch: Patch) -> None:
             release(*postponed(self._truth.blobs).pop())
 
     patch.setattr(compact_module, "release", faulty)
-    patch.setattr(compact_module, "_confirm_counts", lambda repo: None)
+    patch.setattr(compact_module, "confirm_counts", lambda repo: None)
     patch.setattr(_Run, "delete", late)
 
 
