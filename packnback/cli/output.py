@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from shutil import get_terminal_size
 from typing import Any
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -59,7 +60,10 @@ class Output:
             print(f"packnback: {escaped(text)}", file=sys.stderr)
 
     def table(self, header: list[str], rows: Iterable[list[str]], right: frozenset[int] = frozenset()) -> None:
-        """Columns for people; those in `right` are flush right, the last one is never padded."""
+        """Columns for people; those in `right` are flush right, the last one is never padded.
+
+        On a terminal a row is one line: what does not fit is left out at its end.
+        """
         cells = [header, *rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         for row in cells:
@@ -67,7 +71,8 @@ class Output:
                 cell.rjust(width) if i in right else cell.ljust(width)
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ]
-            self.line("  ".join(padded).rstrip())
+            text = "  ".join(padded).rstrip()
+            self.line(_cut(escaped(text), get_terminal_size().columns) if self._terminal else text)
 
     def data(self, content: bytes | bytearray | memoryview) -> None:
         """Raw bytes, such as the contents of a file."""
@@ -101,6 +106,11 @@ def discard_stdout() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+def _cut(text: str, columns: int) -> str:
+    """`text` in at most so many columns, as far as a character is one column wide."""
+    return text if len(text) <= columns else text[: max(columns - 1, 0)] + "…"
 
 
 def shown_path(path: bytes) -> str:

@@ -127,7 +127,10 @@ class Listing:
             if found and found[-1][1].type != DIRECTORY:
                 raise errors.PathUnknown("/" + path.decode(errors="replace"))
             here = b"/".join(parts[:depth])
-            found.append((here, self.entry(here)))
+            try:
+                found.append((here, self.entry(here)))
+            except errors.PathUnknown:  # whatever is missing on the way to it, `path` is what was asked for
+                raise errors.PathUnknown("/" + path.decode(errors="replace")) from None
         return found
 
     def totals(self) -> Totals | None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packnback.cli.location import Directory, Ssh, parse
-from packnback.cli.output import escaped, path_fields, shown_path
+from packnback.cli.output import Output, escaped, path_fields, shown_path
 from packnback.errors import UsageError
 
 
@@ -50,3 +50,18 @@ def test_locations() -> None:
 def test_what_is_no_location(text: str) -> None:
     with pytest.raises(UsageError):
         parse(text)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_row_of_a_table_is_one_line_of_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    output = Output()
+    output._terminal = terminal
+    output.table(["NO.", "PATHS"], [["1", "/home /a\nb"], ["12", "/srv /home /var/lib /etc"]], frozenset({0}))
+    written = capsys.readouterr().out
+    if terminal:
+        assert written == "NO.  PATHS\n  1  /home /a\\x0ab\n 12  /srv /home /va…\n"
+    else:
+        assert written == "NO.  PATHS\n  1  /home /a\nb\n 12  /srv /home /var/lib /etc\n"

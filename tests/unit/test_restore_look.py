@@ -58,9 +58,10 @@ def test_ls() -> None:
     assert shown(ls(listing, b"home/u/notes.txt")) == [b"home/u/notes.txt"]
     assert shown(ls(listing, b"home/u", recursive=True))[-1] == b"home/u/src/main.c"
     assert len(shown(ls(listing, recursive=True))) == 7
-    for wrong in (b"link/src", b"home/x"):
-        with pytest.raises(errors.PathUnknown):
+    for wrong in (b"link/src", b"home/x", b"nowhere/at/all"):
+        with pytest.raises(errors.PathUnknown) as caught:
             list(ls(listing, wrong))
+        assert caught.value.path == f"/{wrong.decode()}"
 
 
 def test_find() -> None:
