@@ -122,6 +122,19 @@ def check_snapshot(name: str, file: SnapshotFile, repository_id: bytes, owner_bu
     return certificate.name
 
 
+def can_be_snapshot(name: str) -> bool:
+    """Whether it is worth opening a file of this name in ``snapshots/``: it might be a directory."""
+    try:
+        return snapshot.parse_name(name)[2] == "snap"
+    except FormatDamage:
+        return False
+
+
+def can_be_batch(name: str) -> bool:
+    """The same for ``headers/``."""
+    return len(name) == 64 and set(name) <= set("0123456789abcdef")
+
+
 def read_or_problem(blobs: BlobStore, path: str) -> bytes | Unreadable:
     """The blob, or why the disk does not give it back. Raises BlobMissing."""
     try:

@@ -207,8 +207,8 @@ def stranger_findings(truth: Truth) -> list[Finding]:
     findings = []
     for directory in layout.PACK_DIRECTORIES:
         for name in truth.blobs.list(directory):
-            if layout.pack_name(directory, name) is None:
-                findings.append(Finding("stranger", f"{directory}/{name}", "not a pack's name"))
+            if layout.pack_name(directory, name) is None and not layout.is_foreign(name):
+                findings.append(Finding("stranger", f"{directory}/{layout.known_as(name)}", "not a pack's name"))
     return findings
 
 

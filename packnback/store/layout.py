@@ -11,6 +11,10 @@ run again. A new directory itself is synced by the first publish into it; before
 
 from __future__ import annotations
 
+import re
+
+from blake3 import blake3
+
 from packnback.store.fs import FileSystem
 
 CONFIG = "config"
@@ -31,6 +35,30 @@ PACK_DIRECTORIES = tuple(f"{PACKS}/{first:02x}" for first in range(256))
 
 DIRECTORIES = (PACKS, SNAPSHOTS, FORGOTTEN, HEADERS, CONDEMNED, LEASES, QUARANTINE, TMP)
 """The directories in the root. ``index/`` is not among them: on remote file systems it lives elsewhere."""
+
+
+_FOREIGN = re.compile(r"[.@#].*|lost\+found|Thumbs\.db|desktop\.ini", re.DOTALL)
+_NAME_SHOWN = 60
+_NAME_LIMIT = 90
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a file or directory is what file servers and desktops leave everywhere (``@eaDir``, ``.nfs0001``).
+
+    No version of packnback gives its files such names, so they are nobody's damage.
+    """
+    return _FOREIGN.fullmatch(name) is not None
+
+
+def known_as(name: str) -> str:
+    """The name under which the index knows a file: its own, unless it is one that packnback would never give.
+
+    Such a file is damage, as it may be one of ours whose name was damaged; but the index cannot hold any name.
+    """
+    if name.isascii() and name.isprintable() and len(name) <= _NAME_LIMIT:
+        return name
+    raw = name.encode(errors="surrogateescape")
+    return f"?{blake3(raw).hexdigest(8)}-{raw.decode('ascii', 'backslashreplace')[:_NAME_SHOWN]}"
 
 
 def pack_path(name: str) -> str:

@@ -87,7 +87,10 @@ def known_names(txn: ReadTxn) -> Names:
 
 def listed_names(truth: Truth) -> Names:
     """The names that the directories hold: everything else first, packs last."""
-    others = {table: set(truth.blobs.list(directory)) for table, directory in _DIRECTORIES.items()}
+    others = {
+        table: {layout.known_as(name) for name in truth.blobs.list(directory) if not layout.is_foreign(name)}
+        for table, directory in _DIRECTORIES.items()
+    }
     packs = set()
     for directory in layout.PACK_DIRECTORIES:
         for name in truth.blobs.list(directory):
@@ -250,6 +253,9 @@ def _read_others(truth: Truth, new: Names) -> _Others:
     """Parse the new files before the transaction begins; those that vanished meanwhile are left out."""
     others = _Others()
     for name in sorted(new.others["snapshots"]):
+        if not adoption.can_be_snapshot(name):
+            others.snapshots[name] = SnapshotRow(rows.DAMAGED, reason="not a snapshot's name")
+            continue
         try:
             data = adoption.read_or_problem(truth.blobs, f"{layout.SNAPSHOTS}/{name}")
         except BlobMissing:
@@ -258,6 +264,9 @@ def _read_others(truth: Truth, new: Names) -> _Others:
     for name in new.others["markers"]:
         others.markers[name] = adoption.marker_status(name)
     for name in sorted(new.others["batches"]):
+        if not adoption.can_be_batch(name):
+            others.batches[name] = rows.DAMAGED, []
+            continue
         try:
             data = adoption.read_or_problem(truth.blobs, f"{layout.HEADERS}/{name}")
         except BlobMissing:

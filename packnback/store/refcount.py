@@ -415,9 +415,8 @@ class Ledger:
         """Forget a batch. Snapshot files that it named count again: `recount` looks at them."""
         self.stale = True
         self.txn.delete("batches", name.encode())
-        batch = bytes.fromhex(name) if len(name) == 2 * ID_LEN else b""
         for key in [key for key, _ in self.txn.scan("released")]:
-            if key.endswith(batch) and batch:
+            if rows.split_released_key(key)[2].hex() == name:
                 self.txn.delete("released", key)
 
     # --- from scratch -------------------------------------------------------------------------------------

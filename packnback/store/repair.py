@@ -76,8 +76,14 @@ def _put_aside_files(repository: LocalRepository) -> list[str]:
     blobs = repository.truth.blobs
     with repository.ports.index.read() as txn:
         damaged = catalog.damaged_files(txn, only=rows.DAMAGED)
-    paths = [f"{directory}/{name}" for directory, name, _ in damaged if directory != layout.PACKS]
-    return [put_aside(blobs, path, read_what_can_be_read(blobs, path)) for path in paths if blobs.exists(path)]
+    moved = []
+    for path in (f"{directory}/{name}" for directory, name, _ in damaged if directory != layout.PACKS):
+        try:
+            if blobs.exists(path):
+                moved.append(put_aside(blobs, path, read_what_can_be_read(blobs, path)))
+        except StorageFailed:
+            continue  # a directory, say: it is told again by the check that follows
+    return moved
 
 
 def _object_ids(repository: LocalRepository, ids: set[bytes]) -> set[bytes]:

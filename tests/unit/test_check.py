@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -386,6 +387,49 @@ def test_a_number_that_a_damaged_file_holds_is_free_after_a_repair(repository: L
     with repository.session(client.certificate) as session:
         client.backup(session, tree_of(1, 2))
     assert [i.sequence for i in repository.snapshots()] == [1] and not check_structure(repository).damage
+
+
+# --- what others leave in the directories ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [b"@eaDir", b".DS_Store", b"lost+found", b"#recycle", b".nfs000000001"])
+@pytest.mark.parametrize("directory", ["snapshots", "forgotten", "headers", "packs/00"])
+def test_what_file_servers_leave_is_nobodys_damage(repository: LocalRepository, directory: str, name: bytes) -> None:
+    backup(repository, tree_of(1, 2))
+    (Path(repository.location) / directory / name.decode()).mkdir()
+    repository.rebuild()
+    assert len(repository.snapshots()) == 1 and not check_structure(repository).damage
+    compact(repository, CompactOptions(grace_ns=0))
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.snap", b"n" * 200, b"a directory", b"ab" * 32, b"G" * 64, b"new\nline"])
+@pytest.mark.parametrize("directory", ["snapshots", "forgotten", "headers"])
+def test_a_name_that_may_be_a_damaged_one_of_ours_blocks_deletion(
+    repository: LocalRepository, directory: str, name: bytes
+) -> None:
+    backup(repository, tree_of(1, 2))
+    stray = os.fsencode(repository.location) + b"/" + directory.encode() + b"/" + name
+    if name == b"a directory":
+        os.mkdir(stray)
+    else:
+        Path(os.fsdecode(stray)).write_bytes(b"?")
+    for _ in range(2):
+        repository.reconcile()
+        assert len(repository.snapshots()) == 1
+    assert len(check_structure(repository).damage) == 1
+    with pytest.raises(DamageBlocks):
+        compact(repository, CompactOptions(grace_ns=0, force=True))
+    with repository.ports.locks.exclusive(0):
+        repository.rebuild()
+        repair(repository)
+    if os.path.lexists(stray):
+        shutil.rmtree(stray) if os.path.isdir(stray) else os.unlink(stray)
+    else:
+        for aside in (Path(repository.location) / "quarantine").iterdir():
+            aside.unlink()
+    repository.reconcile()
+    assert not check_structure(repository).damage and not check_structure(repository).repaired
+    compact(repository, CompactOptions(grace_ns=0))
 
 
 # --- an index that lies to single lookups ------------------------------------------------------------------------
