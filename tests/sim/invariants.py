@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import recount
-from promises import Promises
-from rehearsed import RehearsedClient
+from promised import Promises
+from rehearsed import SMALL_FLOOR, RehearsedClient
 from simdisk import SimDisk
 from simindex import SimIndex, State
 from world import World, Wreck
@@ -20,7 +20,7 @@ from packnback.store.reconcile import Reconciled, reconcile
 from packnback.store.refcount import is_complete
 from packnback.store.repository import LocalRepository, read_config
 
-CLIENT = RehearsedClient("recovery")
+CLIENT = RehearsedClient("recovery", floor=SMALL_FLOOR)
 """Who makes a backup after every crash."""
 RECOVERY_FILES = {f"after{i}": bytes([200 + i]) * 40 for i in range(3)}
 

@@ -48,6 +48,8 @@ class Mutation:
     name: str
     apply: Callable[[Patch], None]
     proof: Proof
+    breaks: str
+    """How the message begins, of what is noticed: a fault must be caught for what it is."""
 
 
 # --- syncs ------------------------------------------------------------------------------------------------------
@@ -246,7 +248,7 @@ def names_read_after_listing(patch: Patch) -> None:
 
 
 def no_recount(patch: Patch) -> None:
-    """After a removal, counts and completeness are left as they are."""
+    """After damage has taken a pack, counts and completeness are left as they were."""
     patch.setattr(Ledger, "recount", lambda self: None)
 
 
@@ -316,6 +318,7 @@ def packs_before_release(patch: Patch) -> None:
 
     patch.setattr(compact_module, "release", faulty)
     patch.setattr(compact_module, "confirm_counts", lambda repo: None)
+    patch.setattr(_Run, "_confirm_alone", lambda self: None)  # it sees that a snapshot is there which should not be
     patch.setattr(_Run, "delete", late)
 
 
@@ -379,42 +382,58 @@ def killing() -> None:
 
 
 MUTATIONS = (
-    Mutation("config: bytes not synced", no_sync_of_bytes("config"), sweeping("init")),
-    Mutation("config: name not synced", no_sync_of_name("config"), sweeping("init")),
-    Mutation("config published before the directories", config_before_layout, sweeping("init")),
-    Mutation("init: packs/ not synced", no_sync_in_layout("packs"), sweeping("init")),
-    Mutation("init: root not synced", no_sync_in_layout(""), sweeping("init")),
-    Mutation("pack: bytes not synced", no_sync_of_bytes("packs/"), sweeping("first backup")),
-    Mutation("pack: name not synced", no_sync_of_name("packs/"), sweeping("first backup")),
-    Mutation("snapshot: bytes not synced", no_sync_of_bytes("snapshots/"), sweeping("first backup")),
-    Mutation("snapshot: name not synced", no_sync_of_name("snapshots/"), sweeping("first backup")),
-    Mutation("index row before its pack", row_before_pack, sweeping("first backup")),
-    Mutation("meta pack before data pack", meta_before_data, sweeping("first backup")),
-    Mutation("snapshot before the last packs", snapshot_before_flush, sweeping("first backup")),
-    Mutation("snapshot whose root is not complete", root_not_looked_at, sweeping("commit without objects")),
-    Mutation("reconcile: adopted names not synced", no_settle, killing),
     Mutation(
-        "reconcile: packs listed before snapshots",
-        packs_listed_first,
-        visiting(one_index=False),
+        "config: bytes not synced",
+        no_sync_of_bytes("config"),
+        sweeping("init"),
+        "the machine does not come up: ConfigDamage",
     ),
-    Mutation("reconcile: removal not confirmed", no_confirmation, stale_listing),
+    Mutation("config: name not synced", no_sync_of_name("config"), sweeping("init"), "I1: the repository is gone"),
+    Mutation("config published before the directories", config_before_layout, sweeping("init"), "init"),
+    Mutation("init: packs/ not synced", no_sync_in_layout("packs"), sweeping("init"), "init"),
+    Mutation(
+        "init: root not synced",
+        no_sync_in_layout(""),
+        sweeping("init"),
+        "the machine does not come up: FileNotFoundError",
+    ),
+    Mutation("pack: bytes not synced", no_sync_of_bytes("packs/"), sweeping("first backup"), "I2: packs/"),
+    Mutation("pack: name not synced", no_sync_of_name("packs/"), sweeping("first backup"), "I4"),
+    Mutation(
+        "snapshot: bytes not synced", no_sync_of_bytes("snapshots/"), sweeping("first backup"), "I2: snapshots/"
+    ),
+    Mutation("snapshot: name not synced", no_sync_of_name("snapshots/"), sweeping("first backup"), "I1"),
+    Mutation("index row before its pack", row_before_pack, sweeping("first backup"), "I4"),
+    Mutation("meta pack before data pack", meta_before_data, sweeping("first backup"), "order"),
+    Mutation("snapshot before the last packs", snapshot_before_flush, sweeping("first backup"), "I1/I6"),
+    Mutation("snapshot whose root is not complete", root_not_looked_at, sweeping("commit without objects"), "I3"),
+    Mutation("reconcile: adopted names not synced", no_settle, killing, "I1/I6"),
+    Mutation("reconcile: packs listed before snapshots", packs_listed_first, visiting(one_index=False), "I3"),
+    Mutation("reconcile: removal not confirmed", no_confirmation, stale_listing, "reconcile"),
     Mutation(
         "reconcile: known names read after the listing",
         names_read_after_listing,
         visiting(one_index=True),
+        "reconcile",
     ),
-    Mutation("reconcile: no recount after a removal", no_recount, sweeping("compact")),
-    Mutation("marker: name not synced", no_sync_of_name("forgotten/"), sweeping("forget")),
-    Mutation("recover: no barrier after deleting markers", no_barrier, sweeping("recover")),
-    Mutation("quarantine: bytes not synced", no_sync_of_bytes("quarantine/"), sweeping("repair")),
-    Mutation("quarantine: name not synced", no_sync_of_name("quarantine/"), sweeping("repair")),
-    Mutation("repair: no barrier after deleting a pack", no_barrier, sweeping("repair")),
-    Mutation("repair: pack deleted before its copy is in quarantine", deleted_before_quarantined, sweeping("repair")),
-    Mutation("repair: records saved after their pack is deleted", salvaged_after_deletion, sweeping("repair")),
-    Mutation("header batch: bytes not synced", no_sync_of_bytes("headers/"), sweeping("compact")),
-    Mutation("header batch: name not synced", no_sync_of_name("headers/"), sweeping("compact")),
-    Mutation("header batch after deleting the snapshots", batch_after_deletion, sweeping("compact")),
-    Mutation("packs deleted before their snapshots are released", packs_before_release, sweeping("compact")),
-    Mutation("packs deleted before their records are copied", deleted_before_copied, sweeping("compact")),
+    Mutation("reconcile: no recount after a loss", no_recount, sweeping("commit without objects"), "I5"),
+    Mutation("marker: name not synced", no_sync_of_name("forgotten/"), sweeping("forget"), "forget"),
+    Mutation("recover: no barrier after deleting markers", no_barrier, sweeping("recover"), "forget"),
+    Mutation("quarantine: bytes not synced", no_sync_of_bytes("quarantine/"), sweeping("repair"), "quarantine"),
+    Mutation("quarantine: name not synced", no_sync_of_name("quarantine/"), sweeping("repair"), "quarantine"),
+    Mutation("repair: no barrier after deleting a pack", no_barrier, sweeping("repair"), "quarantine"),
+    Mutation(
+        "repair: pack deleted before its copy is in quarantine",
+        deleted_before_quarantined,
+        sweeping("repair"),
+        "quarantine",
+    ),
+    Mutation(
+        "repair: records saved after their pack is deleted", salvaged_after_deletion, sweeping("repair"), "I1/I6"
+    ),
+    Mutation("header batch: bytes not synced", no_sync_of_bytes("headers/"), sweeping("compact"), "I2: headers/"),
+    Mutation("header batch: name not synced", no_sync_of_name("headers/"), sweeping("compact"), "chain"),
+    Mutation("header batch after deleting the snapshots", batch_after_deletion, sweeping("compact"), "chain"),
+    Mutation("packs deleted before their snapshots are released", packs_before_release, sweeping("compact"), "I1/I6"),
+    Mutation("packs deleted before their records are copied", deleted_before_copied, sweeping("compact"), "I1/I6"),
 )

@@ -22,15 +22,16 @@ from packnback.format import record
 from packnback.ids import ObjectClass, class_of
 
 REPOSITORY_ID = bytes(range(100, 116))
-_FLOOR = 256
-"""Bytes to which small objects are padded: less than in earnest, for thousands of disks are copied."""
+SMALL_FLOOR = 256
+"""Bytes to which small objects are padded where thousands of disks are copied. A reader would refuse to open them."""
 
 
 class RehearsedClient(SmallClient):
     """See the module's docstring."""
 
-    def __init__(self, name: str, *, group: str | None = None) -> None:
+    def __init__(self, name: str, *, group: str | None = None, floor: int | None = None) -> None:
         super().__init__(REPOSITORY_ID, name, group=group)
+        self._floor = floor
         self._rng = random.Random(f"rehearsed {name}")
         self._sealed: dict[tuple[int, tuple[bytes, ...], bytes, int], Sealed] = {}
         self._trees: dict[tuple[tuple[str, bytes], ...], dict[bytes, Sealed]] = {}
@@ -66,7 +67,7 @@ class RehearsedClient(SmallClient):
         _, envelope_id, keys = self.envelope(object_class)
         joined = b"".join(refs)
         made = object_id(self.key.id_key[object_class], self.key.domain_id, kind, joined, plaintext)
-        padded = encode_payload(plaintext, object_class, codec_level=None, floor=_FLOOR)
+        padded = encode_payload(plaintext, object_class, codec_level=None, floor=self._floor)
         header = record.encode_header(kind, level, len(refs), body_length(padded), made, envelope_id)
         body = seal_body(keys, header, joined, padded, randomness=random.Random(made).randbytes(32))
         return Sealed(made, record.finish(header, joined, bytes(body)), level)

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from invariants import demand
-from promises import Files, Promises
-from rehearsed import RehearsedClient
+from promised import Files, Promises
+from rehearsed import SMALL_FLOOR, RehearsedClient
 from simdisk import SimDisk
 from simindex import SimIndex
 from world import World, new_world
@@ -20,10 +20,10 @@ from packnback.store.layout import PACK_DIRECTORIES
 from packnback.store.repair import repair
 from packnback.store.repository import read_config
 
-WEB = RehearsedClient("web1", group="web")
-WEB2 = RehearsedClient("web2", group="web")
+WEB = RehearsedClient("web1", group="web", floor=SMALL_FLOOR)
+WEB2 = RehearsedClient("web2", group="web", floor=SMALL_FLOOR)
 """Of the same group as `WEB`: the two share objects."""
-MAIL = RehearsedClient("mail")
+MAIL = RehearsedClient("mail", floor=SMALL_FLOOR)
 
 COMPACT = CompactOptions(grace_ns=0, max_waste=0.0)
 

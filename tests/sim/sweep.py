@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 from invariants import Broken, check_wreck
-from promises import Promises
+from promised import Promises
 from scenarios import Run, Scenario
 from simdisk import SimDisk
 from simindex import State

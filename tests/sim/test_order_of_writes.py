@@ -15,3 +15,4 @@ def test_a_fault_in_the_order_of_writes_is_noticed(mutation: Mutation, monkeypat
     with pytest.raises(Broken) as noticed:
         mutation.proof()
     print(mutation.name, "→", noticed.value)
+    assert str(noticed.value).startswith(mutation.breaks)

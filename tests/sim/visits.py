@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from invariants import Broken, check_restores, check_running, check_wreck, demand
-from promises import Promises
+from promised import Promises
 from scenarios import MAIL, WEB, WEB2, backed_up, files, index_rolled_back
 from simdisk import SimDisk
 from simindex import SimIndex
