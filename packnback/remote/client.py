@@ -143,8 +143,8 @@ class RemoteRepository:
         """See `interface.Repository.read_snapshot`."""
         return bytes(self._link.call(frames.ReadSnapshot(name), frames.SnapshotFile).data)
 
-    def fetch(self, ids: Sequence[bytes]) -> Iterator[Fetched]:
-        """See `interface.Repository.fetch`. Objects stream; the far side chooses their order."""
+    def fetch(self, ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
+        """See `interface.Repository.fetch`. Objects stream; the far side checks them, and chooses their order."""
         for at in range(0, len(ids), GET_LIMIT):
             yield from self._fetch(ids[at : at + GET_LIMIT])
 

@@ -109,10 +109,10 @@ class ObjectReader:
         One bad object is one Opened with a problem; the others are not affected.
         """
         missing = set(ids)
-        source = self._asked(self.repository.fetch(ids), missing)
+        source = self._asked(self.repository.fetch(ids, checked=False), missing)
         if len(missing) <= AT_ONCE:
             for fetched in source:
-                yield self.open_fetched(fetched)
+                yield self._open_somehow(fetched)
         else:
             yield from self._open_ahead(source)
         for object_id in sorted(missing):
@@ -122,7 +122,7 @@ class ObjectReader:
         pool = self._threads()
 
         def submit(fetched: Fetched) -> Future[Opened]:
-            return pool.submit(self.open_fetched, fetched)
+            return pool.submit(self._open_somehow, fetched)
 
         ahead = ReadAhead(
             source, submit, _sealed_size, count_limit=2 * self._workers + 2, bytes_limit=SEALED_LIMIT
@@ -131,6 +131,14 @@ class ObjectReader:
             yield from ahead
         finally:
             ahead.close()
+
+    def _open_somehow(self, fetched: Fetched) -> Opened:
+        """The object that came unchecked; if it does not open, the one at another place, or what is wrong with it."""
+        opened = self.open_fetched(fetched)
+        if opened.problem is None or fetched.problem is not None:
+            return opened
+        again = self._asked(self.repository.fetch([fetched.id]), {fetched.id})
+        return next(map(self.open_fetched, again), opened)
 
     @staticmethod
     def _asked(source: Iterator[Fetched], missing: set[bytes]) -> Iterator[Fetched]:

@@ -91,13 +91,13 @@ class Fetcher:
         self._footers: OrderedDict[bytes, Footer] = OrderedDict()
         self._envelopes: OrderedDict[bytes, bytes] = OrderedDict()
 
-    def fetch(self, ids: Sequence[bytes]) -> Iterator[Fetched]:
+    def fetch(self, ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
         """See `interface.Repository.fetch`."""
         with self._index.read() as txn:
             places = {object_id: locations(txn, object_id) for object_id in ids}
         problems: dict[bytes, PacknbackError] = {i: ObjectMissing(i) for i, found in places.items() if not found}
         while current := [found.pop(0) for found in places.values() if found]:
-            for place, fetched in self._read_all(current):
+            for place, fetched in self._read_all(current, checked):
                 if isinstance(fetched, Fetched):
                     places[place.id].clear()
                     problems.pop(place.id, None)
@@ -107,7 +107,9 @@ class Fetcher:
         for object_id, problem in problems.items():
             yield Fetched(object_id, b"", b"", problem)
 
-    def _read_all(self, places: list[Location]) -> Iterator[tuple[Location, Fetched | PacknbackError]]:
+    def _read_all(
+        self, places: list[Location], checked: bool
+    ) -> Iterator[tuple[Location, Fetched | PacknbackError]]:
         by_pack: dict[bytes, list[Location]] = {}
         for place in places:
             by_pack.setdefault(place.pack, []).append(place)
@@ -121,7 +123,7 @@ class Fetcher:
                 continue
             envelopes = {row.envelope_id: row for row in footer.envelopes}
             for span in _spans(wanted):
-                yield from self._read_span(span, envelopes)
+                yield from self._read_span(span, envelopes, checked)
 
     def _footer(self, pack: bytes) -> Footer:
         """The footer of a pack, whose magic is looked at once as well."""
@@ -139,7 +141,7 @@ class Fetcher:
         return footer
 
     def _read_span(
-        self, span: list[Location], envelopes: dict[bytes, EnvelopeRow]
+        self, span: list[Location], envelopes: dict[bytes, EnvelopeRow], checked: bool
     ) -> Iterator[tuple[Location, Fetched | PacknbackError]]:
         """One read for several records that lie close together."""
         path = layout.pack_path(span[0].pack.hex())
@@ -151,7 +153,7 @@ class Fetcher:
                 yield span[0], _damage(span[0], problem)
             else:  # one bad sector in up to 8 MiB: find out whose it is
                 for place in span:
-                    yield from self._read_span([place], envelopes)
+                    yield from self._read_span([place], envelopes, checked)
             return
         except BlobMissing as problem:
             yield from ((place, _damage(place, problem)) for place in span)
@@ -161,7 +163,7 @@ class Fetcher:
         for place in span:
             at = place.offset - start
             try:
-                record = record_format.parse(data[at : at + place.length])
+                record = record_format.parse(data[at : at + place.length], checksum=checked)
                 if record.id != place.id or record.length != place.length:
                     raise FormatDamage("record", "another object's")
                 with self._mutex:

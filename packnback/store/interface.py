@@ -122,11 +122,16 @@ class Repository(Protocol):
     def read_snapshot(self, name: str) -> bytes:
         """A snapshot file's bytes (with receipt). Raises SnapshotUnknown."""
 
-    def fetch(self, ids: Sequence[bytes]) -> Iterator[Fetched]:
+    def fetch(self, ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
         """Each object once, in the order in which they are cheapest to read, not in that of `ids`.
 
         Records are checked against their checksum; every location is tried before a problem is reported
         (ObjectMissing, ObjectDamage), one Fetched per id, never an exception for one of many.
+
+        Whoever opens each record will know without a checksum whether it is whole. With ``checked=False`` a
+        repository may leave that to them: they ask again, `checked`, for what does not open.
+
+        May be called in any thread, and again while an earlier answer is still being read.
         """
 
     def close(self) -> None:

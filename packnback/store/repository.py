@@ -212,9 +212,9 @@ class LocalRepository:
         except BlobMissing:
             raise SnapshotUnknown(name) from None
 
-    def fetch(self, ids: Sequence[bytes]) -> Iterator[Fetched]:
+    def fetch(self, ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
         """See `interface.Repository.fetch`."""
-        return self._fetcher.fetch(ids)
+        return self._fetcher.fetch(ids, checked=checked)
 
     def close(self) -> None:
         """Close the index. Locks are held by `reading` and `session` alone."""

@@ -50,7 +50,7 @@ class MemoryRepository:
             raise errors.SnapshotUnknown(name)
         return self.files[name]
 
-    def fetch(self, ids: Sequence[bytes]) -> Iterator[Fetched]:
+    def fetch(self, ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
         for wanted in sorted(ids):  # an order that is not the one asked for
             self.fetched.append(wanted)
             found = self.records.get(wanted)

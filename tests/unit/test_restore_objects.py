@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import pytest
 from snapshot_builder import OWNER, REPOSITORY_ID, Client, MemoryRepository
 
@@ -113,7 +115,7 @@ def test_a_repository_that_leaves_answers_out_or_makes_them_up() -> None:
     asked, unasked, silent = client.data(b"asked"), client.data(b"unasked"), client.data(b"silent")
     honest = client.repository.fetch
 
-    def fetch(ids: object) -> object:
+    def fetch(ids: object, *, checked: bool = True) -> object:
         yield from honest([unasked])
         yield from honest([asked])
         yield from honest([asked])
@@ -134,3 +136,25 @@ def test_listing_objects_are_kept_and_must_be_of_their_kind() -> None:
         assert len(client.repository.fetched) == 5
         with pytest.raises(errors.ObjectDamage):
             reader.listing_object(pages[0], Kind.TABLE)
+
+
+def test_what_does_not_open_is_asked_for_again_with_all_its_places_checked() -> None:
+    """The first answer need not be checked; a rotten copy at one place must not hide the good one at another."""
+    client = Client()
+    wanted = [client.data(b"content %d" % i) for i in range(5)]
+    rotten, honest = wanted[3], client.repository.fetch
+    good = client.repository.records[rotten]
+    asked: list[tuple[list[bytes], bool]] = []
+
+    def fetch(ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
+        asked.append((sorted(ids), checked))
+        client.repository.records[rotten] = good
+        if not checked:
+            client.repository.flip(rotten)
+        return honest(ids)
+
+    client.repository.fetch = fetch  # type: ignore[method-assign]
+    with ObjectReader(client.repository, OWNER) as reader:
+        found = {opened.id: opened.problem for opened in reader.open_many(wanted)}
+    assert found == dict.fromkeys(wanted)
+    assert asked == [(sorted(wanted), False), ([rotten], True)]
