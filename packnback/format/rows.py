@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -101,6 +102,12 @@ class ObjectRow(NamedTuple):
 def encode_object(key: bytes, row: ObjectRow) -> bytes:
     """Row of ``objects``."""
     return seal(key, _OBJECT.pack(*row))
+
+
+def encode_objects(pairs: Iterable[tuple[bytes, ObjectRow]]) -> list[tuple[bytes, bytes]]:
+    """Many rows of ``objects``, as (key, value)."""
+    pack, check, crc = _OBJECT.pack, _CHECK.pack, zlib.crc32
+    return [(key, (value := pack(*row)) + check(crc(value, crc(key)))) for key, row in pairs]
 
 
 def decode_object(key: bytes, value: bytes) -> ObjectRow:

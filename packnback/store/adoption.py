@@ -9,8 +9,11 @@ errors of the disk go through.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
@@ -33,8 +36,16 @@ from packnback.ids import KIB
 from packnback.store import layout
 from packnback.store.blobs import BlobStore
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 _TAIL = 64 * KIB
 """Read this much from the end of a pack at once: it nearly always holds the whole footer."""
+_MANY = 256
+"""For fewer packs no thread is started."""
+_THREADS = 4
+_READ_AHEAD = 32
+"""So many tails, of 64 KiB each, are on their way at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +65,29 @@ class FoundPack:
         return rows.NEWER if isinstance(self.problem, UnsupportedVersion) else rows.DAMAGED
 
 
-def read_footer(blobs: BlobStore, name: bytes, counters: Counters) -> tuple[int, Footer]:
-    """(size in bytes, footer) of the pack `name` (32 bytes), which is the hash of that footer.
+Tail = tuple[int, bytes]
+"""Size of a pack, and its last bytes."""
 
-    Raises PackDamage, UnsupportedVersion, BlobMissing.
-    """
+
+def read_tail(blobs: BlobStore, name: bytes) -> Tail:
+    """What `read_footer` takes from the disk, nearly always. Raises BlobMissing, Unreadable."""
     path = layout.pack_path(name.hex())
     size = blobs.size(path)
-    counters.footers_read += 1
     start = max(0, size - _TAIL)
-    tail = blobs.read(path, start, size - start)
+    return size, blobs.read(path, start, size - start)
+
+
+def read_footer(
+    blobs: BlobStore, name: bytes, counters: Counters, read: Callable[[], Tail] | None = None
+) -> tuple[int, Footer]:
+    """(size in bytes, footer) of the pack `name` (32 bytes), which is the hash of that footer.
+
+    `read` gives a tail that was read ahead. Raises PackDamage, UnsupportedVersion, BlobMissing, Unreadable.
+    """
+    path = layout.pack_path(name.hex())
+    size, tail = read_tail(blobs, name) if read is None else read()
+    start = max(0, size - _TAIL)
+    counters.footers_read += 1
     try:
         trailer = _trailer(blobs, path, tail, size)
         if trailer.footer_hash != name:
@@ -87,15 +111,43 @@ def _trailer(blobs: BlobStore, path: str, tail: bytes, size: int) -> pack_format
         raise
 
 
-def find_pack(blobs: BlobStore, name: bytes, counters: Counters) -> FoundPack | None:
-    """The pack as found; None when its file is gone."""
+def find_pack(
+    blobs: BlobStore, name: bytes, counters: Counters, read: Callable[[], Tail] | None = None
+) -> FoundPack | None:
+    """The pack as found; None when its file is gone. `read`: see `read_footer`."""
     try:
-        size, footer = read_footer(blobs, name, counters)
+        size, footer = read_footer(blobs, name, counters, read)
     except BlobMissing:
         return None
     except (PackDamage, UnsupportedVersion, Unreadable) as problem:
         return FoundPack(name, blobs.size(layout.pack_path(name.hex())), None, problem)
     return FoundPack(name, size, footer)
+
+
+def find_packs(blobs: BlobStore, names: Sequence[bytes], counters: Counters) -> Iterator[FoundPack]:
+    """`find_pack` for each name, in their order, without those that are gone.
+
+    Many packs are read ahead by some threads: each costs a seek, or a round trip.
+    """
+    if len(names) < _MANY:
+        found = (find_pack(blobs, name, counters) for name in names)
+        yield from (pack for pack in found if pack is not None)
+        return
+    # Imported here because most commands on most days find a pack or none.
+    from concurrent.futures import ThreadPoolExecutor
+
+    ahead: deque[tuple[bytes, Future[Tail]]] = deque()
+    waiting = iter(names)
+    with ThreadPoolExecutor(_THREADS, "footers") as threads:
+        while True:
+            for name in islice(waiting, _READ_AHEAD - len(ahead)):
+                ahead.append((name, threads.submit(read_tail, blobs, name)))
+            if not ahead:
+                return
+            name, tail = ahead.popleft()
+            pack = find_pack(blobs, name, counters, tail.result)
+            if pack is not None:
+                yield pack
 
 
 def check_snapshot(name: str, file: SnapshotFile, repository_id: bytes, owner_bundle: bytes) -> str:

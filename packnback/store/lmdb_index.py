@@ -1,7 +1,8 @@
 """The index port on LMDB, and every rule that LMDB leaves to its callers.
 
 Durability is LMDB's own: ``sync=True`` and never ``writemap``, so a commit writes new pages, syncs them, and only
-then one meta page through a descriptor opened with O_DSYNC. A power cut leaves a state that was committed.
+then one meta page through a descriptor opened with O_DSYNC. A power cut leaves a state that was committed. (Only a
+scratch index, which nobody will look for after a power cut, does without the syncs: `durable`.)
 
 The rules, and where they are kept:
 
@@ -81,7 +82,7 @@ def _read_facts(directory: str, *, check_size: bool) -> index_files.DataFile | N
     return facts
 
 
-def _map(directory: str, wanted: int, least: int) -> lmdb.Environment:
+def _map(directory: str, wanted: int, least: int, *, durable: bool) -> lmdb.Environment:
     """Map `wanted` bytes of address space, or what can be had of it down to `least`."""
     size = wanted
     while True:
@@ -91,8 +92,8 @@ def _map(directory: str, wanted: int, least: int) -> lmdb.Environment:
                 map_size=size,
                 mode=0o700,
                 create=False,
-                sync=True,
-                metasync=True,
+                sync=durable,
+                metasync=durable,
                 writemap=False,
                 max_dbs=_TABLES_LIMIT,
                 max_spare_txns=_SPARE_READ_TRANSACTIONS,
@@ -115,7 +116,7 @@ def _open_tables(env: lmdb.Environment) -> dict[str, _Database]:
 class _Environment:
     """One LMDB environment, opened anew when it has to be, under however many handles."""
 
-    def __init__(self, directory: str, map_size: int, *, check_size: bool) -> None:
+    def __init__(self, directory: str, map_size: int, *, check_size: bool, durable: bool) -> None:
         self.directory = directory
         self.handles = 1
         self.generation = 0
@@ -123,6 +124,7 @@ class _Environment:
         self.map_size = map_size
         self.identity: index_files.Identity | None = None
         self._check_size = check_size
+        self._durable = durable
         self._pid = os.getpid()
         self.gate = TransactionGate()
         self._env: lmdb.Environment | None = None
@@ -144,7 +146,7 @@ class _Environment:
                 wanted = max(wanted, least, facts.map_size)
             index_files.reserve_lock_file(self.directory)
             before = index_files.identity(self.directory)
-            self._env = _map(self.directory, wanted, least)
+            self._env = _map(self.directory, wanted, least, durable=self._durable)
             self._env.reader_check()
             self.tables = _open_tables(self._env)
             self.map_size = self._env.info()["map_size"]
@@ -261,7 +263,7 @@ _environments: list[_Environment] = []
 _attaching = threading.Lock()
 
 
-def _attach(directory: str, map_size: int, *, check_size: bool) -> _Environment:
+def _attach(directory: str, map_size: int, *, check_size: bool, durable: bool) -> _Environment:
     """The environment of `directory`, opened unless this process has it open under this or another name."""
     index_files.make_directory(directory)
     path = os.path.realpath(directory)
@@ -274,7 +276,7 @@ def _attach(directory: str, map_size: int, *, check_size: bool) -> _Environment:
                     raise RuntimeError("the parent process had this index open: open it in a process started afresh")
                 environment.handles += 1
                 return environment
-        environment = _Environment(path, map_size, check_size=check_size)
+        environment = _Environment(path, map_size, check_size=check_size, durable=durable)
         _environments.append(environment)
         return environment
 
@@ -389,17 +391,19 @@ class LmdbIndex:
         map_size: int = MAP_SIZE,
         ballast_bytes: int = index_files.BALLAST_BYTES,
         check_size: bool = True,
+        durable: bool = True,
     ) -> LmdbIndex:
         """Open the index in `directory`, making it when there is none. The parent directory has to exist.
 
         `map_size` bytes of address space are taken, and more when they turn out to be too few. `ballast_bytes`
         of disk space are held back for `release_ballast`, as far as there is room. Without `check_size` a data
-        file that was cut short kills the process: for `packnback.store.index_probe` alone.
+        file that was cut short kills the process: for `packnback.store.index_probe` alone. Without `durable` a power
+        cut leaves anything: for an index that does not outlive the process.
 
         Raises `errors.IndexDamage` for files that LMDB must not be given, `errors.DiskFull` and
         `errors.StorageFailed`.
         """
-        index = cls(_attach(directory, map_size, check_size=check_size), ballast_bytes)
+        index = cls(_attach(directory, map_size, check_size=check_size, durable=durable), ballast_bytes)
         try:
             index.restore_ballast()
         except BaseException:

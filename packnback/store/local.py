@@ -146,7 +146,7 @@ class _TemporaryIndex(LmdbIndex):
     def make(cls) -> LmdbIndex:
         """A new, empty one in a temporary directory."""
         parent = tempfile.mkdtemp(prefix="packnback-index-")
-        opened = cls.open(os.path.join(parent, INDEX), ballast_bytes=0)
+        opened = cls.open(os.path.join(parent, INDEX), ballast_bytes=0, durable=False)
         if isinstance(opened, _TemporaryIndex):
             opened._parent = parent
         return opened

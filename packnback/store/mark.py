@@ -21,7 +21,7 @@ from typing import IO
 from packnback.ids import ID_LEN
 from packnback.store.index_files import storage_error
 
-RUN_IDS = 400_000
+RUN_IDS = 200_000
 """So many ids are kept in memory (some 75 bytes each) before they go to the file."""
 _READ_IDS = 1024
 

@@ -35,7 +35,7 @@ from packnback.store.blobs import BlobStore
 from packnback.store.index import Index, ReadTxn, WriteTxn
 from packnback.store.refcount import Ledger
 
-_BATCH_RECORDS = 100_000
+_BATCH_RECORDS = 50_000
 """About so many records are adopted in one transaction."""
 _JUDGED_BY = b"judged by"
 """Row in ``meta``: repository id and hash of the owner's bundle."""
@@ -164,18 +164,12 @@ def _leaves_first(truth: Truth, names: list[bytes]) -> Iterator[FoundPack]:
     Only a matter of speed. The footers of meta packs are read twice rather than kept, to bound memory.
     """
     later = []
-    for name in names:
-        found = adoption.find_pack(truth.blobs, name, truth.watch.counters)
-        if found is None:
-            continue
+    for found in adoption.find_packs(truth.blobs, names, truth.watch.counters):
         if len(names) > 1 and found.footer is not None and found.footer.object_class == ObjectClass.META:
-            later.append(name)
+            later.append(found.name)
         else:
             yield found
-    for name in later:
-        found = adoption.find_pack(truth.blobs, name, truth.watch.counters)
-        if found is not None:
-            yield found
+    yield from adoption.find_packs(truth.blobs, later, truth.watch.counters)
 
 
 def _batches(packs: Iterable[FoundPack]) -> Iterator[list[FoundPack]]:
@@ -225,8 +219,7 @@ def rebuild_in_order(truth: Truth, index: Index) -> None:
     with index.read() as txn:
         names = sorted(known_names(txn).packs)
     index.write(_clear)
-    packs = (adoption.find_pack(truth.blobs, name, truth.watch.counters) for name in names)
-    for batch in _batches(found for found in packs if found is not None):
+    for batch in _batches(adoption.find_packs(truth.blobs, names, truth.watch.counters)):
         index.write(_adopting_in_order(batch))
     listed = listed_names(truth)
     others = _read_others(truth, Names(set(), listed.others))

@@ -156,7 +156,7 @@ class Ledger:
             object_id = arrival[1].id
             (fresh if value is None and object_id != last else copies).append(arrival)
             last = object_id
-        self.txn.put_many("objects", [(r.id, rows.encode_object(r.id, _location(n, r))) for n, r in fresh])
+        self.txn.put_many("objects", rows.encode_objects((r.id, _location(n, r)) for n, r in fresh))
         if self._waiting or self._roots:
             for number, record in fresh:
                 self._count_arrived(number, record)
