@@ -10,7 +10,7 @@ Do not rename, edit or delete anything in here; use the program.
   snapshots/   one small file per backup: CLIENT-SEQUENCE.snap
   forgotten/   empty markers: this snapshot was forgotten at this time
   headers/     signed headers of backups that are gone
-  quarantine/  damaged packs that `packnback check --repair` put aside
+  quarantine/  damaged files that `packnback check --repair` put aside
   tmp/         unfinished files; may be emptied when no packnback is running
   index/       a cache (LMDB), made anew from the rest when it is lost
 

@@ -1,0 +1,131 @@
+"""docs/operations.md, as somebody would follow it on the day, on the real program."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from cli_program import Program
+from damaged_repository import contents, flip_at
+
+from packnback.ids import KIB
+
+
+class Person:
+    """One machine with its keys, a tree, and a repository with a snapshot for each of the tree's directories."""
+
+    def __init__(self, top: Path) -> None:
+        self.run = Program(top / "home")
+        self.repo, self.tree = top / "repo", top / "tree"
+        self.run.environment["PACKNBACK_REPO"] = str(self.repo)
+        self.run("init")
+        self.snapshots = [self.grow(name) for name in ("one", "two", "three")]
+
+    def grow(self, name: str) -> str:
+        """Another directory, in packs of its own, because each backup makes its own."""
+        (self.tree / name).mkdir(parents=True)
+        (self.tree / name / "large").write_bytes(random.Random(name).randbytes(700 * KIB))
+        return self.backup()
+
+    def backup(self) -> str:
+        done = self.run("--json", "backup", self.tree).json
+        return str(done["snapshot"])
+
+    def data_pack(self, number: int) -> Path:
+        """The data pack of the n-th backup."""
+        packs = [p for p in self.repo.glob("packs/*/*.pack") if p.stat().st_size > 500 * KIB]
+        return sorted(packs, key=lambda p: p.stat().st_mtime_ns)[number]
+
+    def restores(self, snapshot: str, to: Path) -> dict[str, bytes]:
+        self.run("restore", snapshot, "--to", to)
+        return contents(to / str(self.tree).lstrip("/"))
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Person:
+    return Person(tmp_path)
+
+
+def test_a_lost_data_pack(person: Person, tmp_path: Path) -> None:
+    run, (one, two, three) = person.run, person.snapshots
+    person.data_pack(1).unlink()
+    found = run("--json", "check", code=4).json["damage"]
+    assert {f["kind"] for f in found} == {"object"}
+    assert {s for f in found for s in f["affects"]} == {two, three}, "the first one does not need it"
+    assert person.restores(one, tmp_path / "one")["one/large"] == contents(person.tree)["one/large"]
+    document = run("--json", "restore", three, "--to", tmp_path / "three", code=4).json
+    assert [e["path"] for e in document["errors"]] == [f"{person.tree}/two/large"]
+
+    run("forget", one)
+    assert run("--json", "compact", "--grace", "0s", code=4).json["error"]["kind"] == "damage-blocks"
+    run("recover", one)
+    person.backup()
+    assert run("--json", "check", "--read-data").json["damage"] == [], "the same chunks came again: all is whole"
+    for number, snapshot in enumerate((one, two, three)):
+        assert len(person.restores(snapshot, tmp_path / f"healed{number}")) == number + 1
+    run("forget", one)
+    run("compact", "--grace", "0s")
+
+
+def test_what_is_lost_for_good_can_be_given_up(person: Person, tmp_path: Path) -> None:
+    run, (_, two, three) = person.run, person.snapshots
+    person.data_pack(1).unlink()
+    shutil.rmtree(person.tree / "two")
+    last = person.backup()
+    assert run("check", code=4).code == 4
+    run("forget", two, three)
+    run("compact", "--grace", "0s")
+    assert run("--json", "check", "--read-data").json["damage"] == []
+    assert person.restores(last, tmp_path / "out") == contents(person.tree)
+
+
+def test_a_damaged_newest_snapshot(person: Person, tmp_path: Path) -> None:
+    run = person.run
+    newest = max((person.repo / "snapshots").iterdir())
+    newest.write_bytes(flip_at(newest.read_bytes(), 1000))
+    shutil.rmtree(person.repo / "index")
+    assert run("--json", "backup", person.tree, code=1).json["error"]["kind"] == "chain-alarm"
+    document = run("--json", "check", "--repair", code=0).json
+    [aside] = document["repaired"]["files_quarantined"]
+    run("accept-rollback", "--reason", "the disk was replaced")
+    again = person.backup()
+    assert person.restores(again, tmp_path / "out") == contents(person.tree)
+    assert run("list").code == 0
+    blocked = run("compact", "--grace", "0s", code=4)
+    assert aside in blocked.err and "--force" in blocked.err
+    (person.repo / aside).unlink()
+    run("compact", "--grace", "0s")
+    assert run("--json", "check", "--read-data").json["damage"] == []
+
+
+def test_a_new_disk(person: Person, tmp_path: Path) -> None:
+    run = person.run
+    shutil.rmtree(person.repo)
+    assert run("--json", "backup", person.tree, code=1).json["error"]["kind"] == "not-a-repository"
+    run("init")
+    assert run("--json", "backup", person.tree, code=1).json["error"]["kind"] == "wrong-repository"
+    run("accept-rollback", "--reason", "new disk")
+    assert person.restores(person.backup(), tmp_path / "out") == contents(person.tree)
+
+
+def test_a_new_machine_with_only_the_owner_key(person: Person, tmp_path: Path) -> None:
+    key = tmp_path / "owner.key"
+    shutil.copy(person.run.home / ".config" / "packnback" / "owner.key", key)
+    elsewhere = Program(tmp_path / "elsewhere")
+    moved = tmp_path / "moved"
+    shutil.copytree(person.repo, moved, ignore=shutil.ignore_patterns("index", "lock", "gate"))
+    assert len(elsewhere("-r", moved, "-k", key, "--json", "list").json) == 3
+    elsewhere("-r", moved, "-k", key, "restore", "latest", "--to", tmp_path / "out")
+    assert contents(tmp_path / "out" / str(person.tree).lstrip("/")) == contents(person.tree)
+    person.run("-r", moved, "backup", person.tree)
+    assert person.run("-r", moved, "--json", "check", "--read-data").json["damage"] == []
+
+
+def test_a_lost_config(person: Person, tmp_path: Path) -> None:
+    (person.repo / "config").unlink()
+    told = person.run("list", code=4)
+    assert "config" in told.err and "init" in told.err
+    person.run("init", "--owner", person.run.home / ".config" / "packnback" / "owner.key")
+    assert person.restores(person.backup(), tmp_path / "out") == contents(person.tree)
