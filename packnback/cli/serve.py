@@ -39,7 +39,7 @@ def serve(
     from packnback.remote.channel import Channel
     from packnback.remote.intake import Bounds
     from packnback.remote.server import Role
-    from packnback.remote.server import serve as carry_out
+    from packnback.remote.serving import serve as carry_out
 
     name, epoch = _client(client)
     bounds = Bounds(name, epoch, parse_size(quota) if quota is not None else None)

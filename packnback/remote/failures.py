@@ -14,6 +14,7 @@ from packnback.errors import PacknbackError, ProtocolViolation, RemoteFailed
 
 _TEXT_LIMIT = 4096
 _LIST_LIMIT = 256
+_ITEM_LIMIT = 512
 
 _TOLD: tuple[type[PacknbackError], ...] = (
     errors.NotARepository,
@@ -77,7 +78,7 @@ def _shortened(value: Any) -> Any:
     if isinstance(value, str):
         return value[:_TEXT_LIMIT].encode("utf-8", "replace").decode()
     if isinstance(value, list):
-        return [_shortened(item) for item in value[:_LIST_LIMIT]]
+        return [_shortened(str(item)[:_ITEM_LIMIT]) for item in value[:_LIST_LIMIT]]
     return value
 
 

@@ -16,18 +16,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from packnback.errors import ProtocolViolation, RemoteVersion
-from packnback.remote.frames import (
-    BY_CODE,
-    SPECS,
-    Buffer,
-    Failure,
-    Farewell,
-    Frame,
-    Hello,
-    Side,
-    Snapshots,
-    Welcome,
-)
+from packnback.remote.frames import Buffer, Failure, Farewell, Frame, Hello, Side, Snapshots, Welcome
+from packnback.remote.table import BY_CODE, SPECS
 
 VERSION = 1
 _GREETING = b"packnback-wire "

@@ -1,4 +1,4 @@
-"""``packnback serve``: one repository, one connection, and nothing that its role does not allow.
+"""A server: one repository, one connection, and nothing that its role does not allow.
 
 One thread takes one frame after the other and answers it. Objects are streamed in between: whenever nothing has
 come from the client, the next object of a stream that its reader has room for is sent.
@@ -9,12 +9,9 @@ a request or a stream is being answered: a connection that idles keeps nobody fr
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import packnback
@@ -26,7 +23,6 @@ from packnback.errors import (
     RemoteFailed,
     SnapshotUnknown,
 )
-from packnback.events import Watch
 from packnback.format import config as config_format
 from packnback.format import snapshot
 from packnback.gc.compact import CompactOptions
@@ -37,8 +33,8 @@ from packnback.remote.channel import Channel
 from packnback.remote.frames import WINDOW, Frame, Side
 from packnback.remote.intake import Bounds, Intake, open_intake
 from packnback.remote.protocol import Closed, Connection
+from packnback.remote.table import SPECS
 from packnback.store.interface import Fetched
-from packnback.store.local import open_local
 from packnback.store.repository import LocalRepository
 
 VERBS = ("put", "list", "get", "forget", "compact", "check")
@@ -67,32 +63,6 @@ class _Stream:
     hold: ExitStack
     credit: int = WINDOW
     envelope: bytes = b""
-
-
-def serve(path: str, role: Role, channel: Channel) -> None:
-    """Serve the repository in the directory `path` until the client is gone.
-
-    What keeps it from being served, or ends that early, is told to the client, and raised.
-    """
-    progress = _Telling()
-    try:
-        repository = open_local(path, Watch(progress=progress))
-    except PacknbackError as error:
-        told = failures.tell(error, redact=not role.allows("check"))
-        with suppress(BrokenPipeError):
-            channel.write(Connection(Side.SERVER).send(frames.Farewell(*told)))
-        raise
-    try:
-        server = Server(repository, role, channel, room=partial(_room, path))
-        progress.send = server.tell_progress
-        server.run()
-    finally:
-        repository.close()
-
-
-def _room(path: str) -> int:
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
 
 
 class Server:
@@ -183,7 +153,7 @@ class Server:
         except (ProtocolViolation, RemoteFailed):
             raise
         except PacknbackError as error:
-            if frames.SPECS[type(frame)].reply is None:
+            if SPECS[type(frame)].reply is None:
                 raise
             reply = frames.Failure(*self._told(error))
         if reply is not None:
@@ -209,10 +179,10 @@ class Server:
             self._tells_progress = False
 
     @contextmanager
-    def _held(self, wait_ms: int = 0) -> Iterator[None]:
+    def _held(self, wait_ms: int | None = None) -> Iterator[None]:
         """Hold the lock for reading, together with whoever else here does."""
         if self._holds == 0:
-            self._lock.enter_context(self._repository.reading(_seconds(wait_ms) if wait_ms else None))
+            self._lock.enter_context(self._repository.reading(None if wait_ms is None else _seconds(wait_ms)))
         self._holds += 1
         try:
             yield
@@ -413,30 +383,3 @@ _HANDLERS: dict[type[Frame], tuple[tuple[str, ...], Callable[[Server, Any], Fram
     frames.Check: (("check",), Server._check),
 }
 """For each request, the verbs that it needs and what answers it."""
-
-
-class _Telling:
-    """A progress port that turns into frames, at most a few in a second."""
-
-    _PAUSE_S = 0.25
-
-    def __init__(self) -> None:
-        self.send: Callable[[frames.Progress], None] = lambda frame: None
-        self._amount = 0
-        self._next_at = 0.0
-
-    def begin(self, phase: str, total: int | None, unit: str) -> None:
-        """See `packnback.events.Progress`. A total of 0 stands for one that is not known."""
-        self._amount, self._next_at = 0, 0.0
-        self.send(frames.Progress("begin", phase, total or 0, unit))
-
-    def advance(self, amount: int) -> None:
-        """See `packnback.events.Progress`."""
-        self._amount += amount
-        if time.monotonic() >= self._next_at:
-            self.send(frames.Progress("advance", "", self._amount, ""))
-            self._amount, self._next_at = 0, time.monotonic() + self._PAUSE_S
-
-    def note(self, message: str) -> None:
-        """See `packnback.events.Progress`."""
-        self.send(frames.Progress("note", message[:4096], 0, ""))

@@ -17,10 +17,11 @@ from packnback.events import Watch
 from packnback.remote import failures, frames
 from packnback.remote.channel import Channel
 from packnback.remote.client import RemoteRepository
-from packnback.remote.frames import SPECS, Frame, Side
+from packnback.remote.frames import Frame, Side
 from packnback.remote.intake import Bounds
 from packnback.remote.protocol import Connection
 from packnback.remote.server import Role, Server
+from packnback.remote.table import SPECS
 from packnback.store.interface import Committed, Session
 from packnback.store.local import open_local
 

@@ -22,15 +22,16 @@ from packnback.events import Watch
 from packnback.format import config, snapshot
 from packnback.gc.compact import Compacted
 from packnback.gc.maintenance import Checked, Released
-from packnback.remote import frames, values
+from packnback.remote import failures, frames, values
 from packnback.remote.client import RemoteRepository
 from packnback.remote.frames import Frame, Side
 from packnback.remote.protocol import Closed, Connection
-from packnback.remote.server import VERBS, Role, serve
+from packnback.remote.server import VERBS, Role
+from packnback.remote.serving import serve
 from packnback.store.check import CheckReport, Stats
 from packnback.store.damage import Finding
 from packnback.store.interface import SnapshotInfo
-from packnback.store.local import create_local
+from packnback.store.local import create_local, open_local
 from packnback.store.repair import Repaired
 
 CONFIG = config.Config(bytes(16), OWNER.bundle.raw)
@@ -355,3 +356,28 @@ def test_a_repository_that_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(errors.NotARepository) as caught:
         RemoteRepository(PipeTransport(pipes.client), "ssh://far/r", "far", ["put"], Watch())
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_client_with_nothing_to_say_is_not_given_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("packnback.remote.link.PING_S", 0.2)
+    with client_of(root, "list", idle_s=1.5) as repository:
+        time.sleep(3)
+        assert repository.snapshots()
+
+
+def test_a_lock_that_somebody_holds_is_told_and_not_waited_for(root: Path) -> None:
+    holder = open_local(str(root))
+    with client_of(root, "put", "list") as repository, holder.ports.locks.exclusive(0):
+        for attempt in (repository.reading(0.0), repository.session(WEB1.certificate, 0.0)):
+            with pytest.raises(errors.PacknbackError) as caught, attempt:
+                pass
+            assert isinstance(caught.value, errors.Locked)
+            assert str(root) not in str(caught.value)
+    holder.close()
+
+
+def test_long_facts_fit_into_their_frame() -> None:
+    told = failures.tell(errors.DamageBlocks("files", ["\u20ac" * 5000] * 5000), redact=False)
+    connection, client = Connection(Side.SERVER), Connection(Side.CLIENT)
+    client.receive(b"".join(connection.send(frames.Farewell(*told))))
+    assert isinstance(client.next_event(), frames.Farewell)

@@ -31,6 +31,7 @@ from packnback.remote import frames
 from packnback.remote.client import RemoteRepository
 from packnback.remote.intake import Bounds
 from packnback.remote.server import VERBS
+from packnback.remote.table import SPECS
 from packnback.restore.objects import ObjectReader
 from packnback.store.interface import Head, SnapshotInfo
 from packnback.store.local import create_local, open_local
@@ -265,10 +266,10 @@ def test_paths_in_every_string(root: Path, name: str) -> None:
 # --- sizes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [c for c, spec in frames.SPECS.items() if spec.sender is frames.Side.CLIENT])
+@pytest.mark.parametrize("cls", [c for c, spec in SPECS.items() if spec.sender is frames.Side.CLIENT])
 def test_oversized_frames_end_the_connection_at_their_head(root: Path, cls: type[frames.Frame]) -> None:
     with lawless(root, *VERBS) as client:
-        client.send_head(cls, frames.SPECS[cls].limit + 1)
+        client.send_head(cls, SPECS[cls].limit + 1)
         answer = client.next()
         assert isinstance(answer, frames.Farewell) and answer.name == "ProtocolViolation"
         assert client.serving.ended()

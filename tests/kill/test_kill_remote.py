@@ -8,12 +8,16 @@ import os
 import random
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from packnback.remote import frames
+from packnback.remote.frames import Side
+from packnback.remote.protocol import Connection
 from packnback.store.local import open_local
 
 CLI = Path(__file__).parent.parent / "cli"
@@ -91,6 +95,22 @@ def check(root: Path, acknowledged: set[str]) -> None:
         assert all(info.complete for info in infos)
     finally:
         repository.close()
+
+
+def test_a_server_that_is_asked_to_end_lets_go_of_everything(tmp_path: Path) -> None:
+    program, repository = Program(tmp_path / "home"), tmp_path / "repository"
+    program("-r", repository, "init")
+    process = program.start(["serve", repository, "--allow", "put,list"], stdin=subprocess.PIPE)
+    assert process.stdin and process.stdout
+    assert process.stdout.read(10) == b"packnback-"
+    connection = Connection(Side.CLIENT)
+    for frame in (frames.Hello("test"), frames.BeginReading(0)):
+        process.stdin.write(b"".join(connection.send(frame)))
+    process.stdin.flush()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    check(repository, set())
 
 
 def test_kill_either_end(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from packnback import errors
 from packnback.errors import PacknbackError, ProtocolViolation, RemoteVersion
 from packnback.format import cbor
 from packnback.remote import failures, frames
-from packnback.remote.frames import BY_CODE, SPECS, Frame, Side
+from packnback.remote.frames import Frame, Side
 from packnback.remote.protocol import VERSION, Closed, Connection
+from packnback.remote.table import BY_CODE, SPECS, CborBody
 
 DOCUMENTED = (ProtocolViolation, RemoteVersion)
 ID = bytes(range(32))
@@ -132,7 +133,7 @@ def test_every_frame_has_an_example_and_codes_tell_the_sender() -> None:
     assert len(BY_CODE) == len(SPECS)
     assert all((code >= 0x80) == (SPECS[cls].sender is Side.SERVER) for code, cls in BY_CODE.items())
     for cls, spec in SPECS.items():
-        if isinstance(spec.body, frames.CborBody):
+        if isinstance(spec.body, CborBody):
             assert len(spec.body.checks) == len(fields(cls)), cls
 
 
@@ -196,7 +197,7 @@ def test_altered_frames_raise_only_what_is_documented(cls: type[Frame], data: st
         pass
 
 
-@pytest.mark.parametrize("cls", [c for c, s in SPECS.items() if isinstance(s.body, frames.CborBody)])
+@pytest.mark.parametrize("cls", [c for c, s in SPECS.items() if isinstance(s.body, CborBody)])
 @given(value=st.recursive(st.none() | st.booleans() | NUMBER | BLOB | TEXT, lambda v: st.lists(v, max_size=6)))
 def test_other_values_in_a_frame_raise_only_what_is_documented(cls: type[Frame], value: object) -> None:
     _, receiver = prepared_for(cls)
