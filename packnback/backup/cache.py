@@ -10,7 +10,7 @@ a power cut costs at most the newest transaction.
 A cache that cannot be used (no space, no permission, damage) is `CacheFailed`: whoever uses it goes on without.
 One that an earlier process left behind without closing it, or whose file is too short, is read in a child process
 first, because LMDB maps its file and a damaged page may kill whoever touches it; if that ends badly, or the file
-is not LMDB's, it is thrown away.
+is not LMDB's, it is thrown away. So is one in which LMDB finds damage later.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import lmdb
 from packnback.crypto.derive import H
 from packnback.crypto.keys import PutKey
 from packnback.errors import Failed, IndexDamage
+from packnback.ids import MIB
 from packnback.store import index_files
 
 if TYPE_CHECKING:
@@ -49,6 +50,16 @@ KEY_LIMIT = 500
 """Bytes in a key; LMDB takes 511."""
 MAP_SIZE = 64 << 30
 _MAP_SIZE_LEAST = 1 << 30
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.PageNotFoundError,
+    lmdb.PageFullError,
+    lmdb.CursorFullError,
+    lmdb.IncompatibleError,
+    lmdb.PanicError,
+)
 _FORMAT = b"1"
 _OPENED = b"opened."
 
@@ -131,6 +142,7 @@ class Cache:
         self._env = env
         self._tables = tables
         self._mark = mark
+        self._damaged = False
 
     @classmethod
     def open(cls, directory: bytes) -> Self:
@@ -156,8 +168,10 @@ class Cache:
         self.close()
 
     def close(self) -> None:
-        """Close it; what was written stays."""
+        """Close it; what was written stays, unless there is damage in it."""
         self._env.close()
+        if self._damaged:
+            index_files.destroy(self.directory)
         with suppress(FileNotFoundError):
             os.unlink(self._mark)
 
@@ -168,7 +182,7 @@ class Cache:
             with self._env.begin() as txn:
                 yield ReadRows(txn, self._tables)
         except lmdb.Error as error:
-            raise CacheFailed(f"{self.directory}: {error}") from error
+            raise self._failed(error) from error
 
     def write(self, body: Callable[[WriteRows], T]) -> T:
         """Run `body` in one transaction, synced on return. Raises CacheFailed."""
@@ -176,7 +190,11 @@ class Cache:
             with self._env.begin(write=True) as txn:
                 return body(WriteRows(txn, self._tables))
         except lmdb.Error as error:
-            raise CacheFailed(f"{self.directory}: {error}") from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: lmdb.Error) -> CacheFailed:
+        self._damaged = self._damaged or isinstance(error, _DAMAGE)
+        return CacheFailed(f"{self.directory}: {error}")
 
 
 def _open(path: str) -> tuple[lmdb.Environment, dict[bytes, _Database]]:
@@ -230,12 +248,18 @@ def _survives_reading(path: str) -> bool:
 
 
 def _main(path: str) -> int:
-    """The child: exit 0 when every row can be read, in ascending order."""
+    """The child: exit 0 when every row can be read, in ascending order, and there is room for more."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         env, tables = _open(path)
         with env.begin() as txn:
-            return int(not all(_is_readable(txn, table) for table in tables.values()))
+            if not all(_is_readable(txn, table) for table in tables.values()):
+                return 1
+        with env.begin(write=True) as txn:
+            # LMDB reads its list of free pages when something large wants a place.
+            txn.put(b"probe", bytes(1 * MIB), db=tables[META])
+            txn.abort()
+        return 0
     except (Failed, lmdb.Error):
         return 1
 
