@@ -1,0 +1,1 @@
+"""The benchmark: packnback beside other tools, and how its costs grow. See docs/performance.md."""
