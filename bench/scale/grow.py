@@ -171,7 +171,8 @@ class Grower:
     def snapshot(self, root: Thing, head: Head | None, number: int) -> Head:
         """Write a snapshot file with a receipt."""
         time_ns = FIRST_NS + number * INTERVAL_NS
-        data = self.client.snapshot(root.id, head, time_ns=time_ns, level=root.level + 1)
+        # A client of its own each time: every session has an envelope of its own, which a reader has to open.
+        data = SmallClient(self.repository_id, "scale").snapshot(root.id, head, time_ns=time_ns, level=root.level + 1)
         bare = snapshot_format.decode_file(data, receipt=False)
         stamped = snapshot_format.encode_file(
             SnapshotFile(

@@ -28,11 +28,11 @@ def test_an_index_that_is_replaced_while_it_is_opened(
             for path in (index_files.data_path(directory), index_files.lock_path(directory)):
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
 
-    def replaced(*arguments: Any) -> Any:
+    def replaced(*arguments: Any, **options: Any) -> Any:
         if moment == "before it is mapped":
             throw_away()
-            return map_files(*arguments)
-        mapped = map_files(*arguments)
+            return map_files(*arguments, **options)
+        mapped = map_files(*arguments, **options)
         throw_away()
         return mapped
 
