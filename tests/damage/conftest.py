@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,26 +16,32 @@ from packnback.store import packer
 from packnback.store.local import create_local
 
 
-@pytest.fixture(scope="session", autouse=True)
-def small_packs_and_pages() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packer, "PACK_TARGET", DATA_PACK)
-        patch.setattr(listing_cuts, "PAGE_TARGET", PAGE)
-        yield
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """Several packs and pages even in a small repository."""
+    patch.setattr(packer, "PACK_TARGET", DATA_PACK)
+    patch.setattr(listing_cuts, "PAGE_TARGET", PAGE)
+
+
+@pytest.fixture(autouse=True)
+def small_packs_and_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each test by itself: what lasted longer would change the tests of other folders too."""
+    shrink(monkeypatch)
 
 
 @pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory, small_packs_and_pages: None) -> Repo:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Repo:
     """Never changed: tests work on copies."""
     home = tmp_path_factory.mktemp("original")
     repo = Repo(home, home / "tree")
     make_tree(repo.tree)
-    create_local(str(repo.path), OWNER.bundle.raw).close()
-    repo.backup()
-    (repo.tree / "d6").mkdir()
-    (repo.tree / "d6" / "late.bin").write_bytes(bytes(range(256)) * 4 * 700 + b"late" * KIB)
-    (repo.tree / "d0" / "small0").write_bytes(b"changed")
-    repo.backup()
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        create_local(str(repo.path), OWNER.bundle.raw).close()
+        repo.backup()
+        (repo.tree / "d6").mkdir()
+        (repo.tree / "d6" / "late.bin").write_bytes(bytes(range(256)) * 4 * 700 + b"late" * KIB)
+        (repo.tree / "d0" / "small0").write_bytes(b"changed")
+        repo.backup()
     return repo
 
 
