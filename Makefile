@@ -5,17 +5,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 SRC ?=
 JOBS ?= auto
+BENCH_SCALE ?= 1
+BENCH_ARGS ?=
 
 export PIP_CACHE_DIR := $(CURDIR)/.venv/pip-cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-nightly lint clean
+.PHONY: help demo test test-nightly bench bench-scale lint clean
 
 help:
 	@echo "make demo [SRC=dir]  back up, restore and compare a directory, in a temporary place"
 	@echo "make test            run the tests"
 	@echo "make test-nightly    run the long tests, too"
+	@echo "make bench           packnback beside restic and borg; BENCH_SCALE=0.1 for smaller trees,"
+	@echo "                     BENCH_ARGS='--corpora small --repeat 1' for parts; an hour, 20 GB of disk"
+	@echo "make bench-scale     how time and memory grow; BENCH_SCALE too"
 	@echo "make lint            style, types, layers"
 	@echo "make clean           remove .venv and caches"
 
@@ -44,6 +49,12 @@ test: .venv/.installed-dev
 
 test-nightly: .venv/.installed-dev
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --nightly
+
+bench: .venv/.installed
+	$(BIN)/python -m bench.compare --scale $(BENCH_SCALE) $(BENCH_ARGS)
+
+bench-scale: .venv/.installed
+	$(BIN)/python -m bench.curve --scale $(BENCH_SCALE) $(BENCH_ARGS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
