@@ -1,4 +1,4 @@
-"""One of several real processes on one repository.
+"""One of several real processes on a repository: ``python crowd.py ROLE NAME REPOSITORY NOTES SECONDS SEED [INDEX]``.
 
 ``python crowd.py ROLE NAME REPOSITORY NOTES SECONDS SEED [INDEX]``.
 
