@@ -74,7 +74,20 @@ def read_tail(blobs: BlobStore, name: bytes) -> Tail:
     path = layout.pack_path(name.hex())
     size = blobs.size(path)
     start = max(0, size - _TAIL)
-    return size, blobs.read(path, start, size - start)
+    try:
+        return size, blobs.read(path, start, size - start)
+    except Unreadable as problem:
+        return size, _footer_alone(blobs, path, size, problem).rjust(size - start, b"\0")
+
+
+def _footer_alone(blobs: BlobStore, path: str, size: int, problem: Unreadable) -> bytes:
+    """Footer and trailer, as far as they stand in the tail: the bad sector may be among the records before them."""
+    try:
+        trailer = pack_format.decode_trailer(blobs.read(path, max(0, size - pack_format.TRAILER_LEN)), size)
+    except (FormatDamage, UnsupportedVersion):
+        raise problem from None
+    start = max(trailer.footer_offset, size - _TAIL)
+    return blobs.read(path, start, size - start)
 
 
 def read_footer(

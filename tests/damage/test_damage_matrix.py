@@ -40,9 +40,9 @@ body_and_footer = pytest.mark.parametrize("part", [damage_body, damage_footer], 
 
 
 def break_pack(repo: Repo, object_class: ObjectClass, part: PackDamager, damage: Damage) -> set[bytes]:
-    """Damage one pack, of those that the newest snapshot needs; the objects that are lost by it."""
+    """Damage one pack, of those that the newest snapshot's large files need; the objects that are lost by it."""
     packs = repo.packs(object_class)
-    needed = {i for ids in repo.needs().values() for i in ids}
+    needed = {i for path, ids in repo.needs().items() for i in ids if path.endswith(".bin")}
     ends = [(p, {p.footer.records[0].id, p.footer.records[-1].id}) for p in packs]
     victim = next(p for p, ids in ends if object_class == ObjectClass.META or ids <= needed)
     other = next(p for p in packs if p.path != victim.path)

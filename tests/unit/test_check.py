@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -238,10 +238,15 @@ def bad_sector(monkeypatch: pytest.MonkeyPatch, path: Path, start: int, length: 
         yield
 
 
-def test_a_bad_sector_costs_one_object(repository: LocalRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pick", [min, max], ids=["small pack", "large pack"])
+def test_a_bad_sector_costs_one_object(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch, pick: Callable[..., Path]
+) -> None:
+    """Also where it lies in what is read at once from the end of a pack, to get its footer."""
     client = backup(repository, tree_of(1))
     objects, _ = client.objects(tree_of(1))
-    path = data_packs(repository)[0]
+    path = pick(data_packs(repository), key=lambda p: p.stat().st_size)
+    assert (path.stat().st_size < 64 * 1024) == (pick is min)
     with bad_sector(monkeypatch, path, 3000):
         problems = [f for f in repository.fetch([o.id for o in objects]) if f.problem]
         assert len(problems) == 1 and "cannot be read" in str(problems[0].problem)
