@@ -11,6 +11,7 @@
     ages      u64 time ‖ file 16                                                    → nothing
 
     value = MAC(key, table ‖ 0 ‖ lp(row key) ‖ body)[:8] ‖ body
+    value = MAC(another key, row key ‖ body)[:8] ‖ body                             (contents)
 
 The check is keyed, under a key of this client and this repository: a row that rotted, was moved, or comes from
 elsewhere reads as no row at all. A *scope* is what else shapes a listing (`scope_of`): the same directory under
@@ -20,13 +21,14 @@ other options has another row. Bodies are CBOR where they vary in length, struct
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import cbor2
+from blake3 import blake3
 
-from packnback.backup.cache import AGES, BUNDLES, CONTENTS, PIECES, ROWS, USAGE, bounded
+from packnback.backup.cache import AGES, BUNDLES, PIECES, ROWS, USAGE, bounded
 from packnback.backup.tree import Block
 from packnback.backup.walk import WalkOptions
 from packnback.crypto.derive import DK, MAC, H, lp
@@ -42,7 +44,8 @@ SCOPE_LEN = 8
 CONTENT_LEN = 16
 FILE_LEN = 16
 _CHECK_LEN = 8
-_CONTENT = struct.Struct("<32sQIII")
+_CONTENT_BUNDLE = struct.Struct("<32sQI")
+_CONTENT_PLACE = struct.Struct("<II")
 _BUNDLE = struct.Struct("<32sI")
 _USAGE = struct.Struct("<QI")
 _NUMBER = struct.Struct(">Q")
@@ -103,6 +106,7 @@ class Rows:
     def __init__(self, put_key: PutKey, repository_id: bytes) -> None:
         material = put_key.page_key + repository_id
         self._key = DK("cache check", material)
+        self._content_key = DK("cache content", material)
         self.piece_key = DK("cache piece", material)
         self._path_key = DK("cache path", material)
 
@@ -159,15 +163,26 @@ class Rows:
 
     # --- small contents and bundles --------------------------------------------------------------------------
 
-    def content(self, key: bytes, row: ContentRow) -> bytes:
-        """The value of a content."""
-        body = _CONTENT.pack(row.bundle, row.number, row.size, row.offset, row.length)
-        return self.seal(CONTENTS, key, body)
+    def contents(
+        self, bundle: bytes, number: int, size: int, contents: Iterable[tuple[bytes, int, int]]
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) of each of a bundle's contents, given as (key, offset, length).
+
+        There is one for every small file of a first backup, so this way is the shortest that there is.
+        """
+        front, place, check_key = _CONTENT_BUNDLE.pack(bundle, number, size), _CONTENT_PLACE.pack, self._content_key
+        for key, offset, length in contents:
+            body = front + place(offset, length)
+            yield key, blake3(key + body, key=check_key).digest(_CHECK_LEN) + body
 
     def read_content(self, key: bytes, value: bytes | None) -> ContentRow | None:
         """The content in a value."""
-        body = self.open(CONTENTS, key, value)
-        return None if body is None else ContentRow(*_CONTENT.unpack(body))
+        if value is None:
+            return None
+        body = value[_CHECK_LEN:]
+        if MAC(self._content_key, key + body, _CHECK_LEN) != value[:_CHECK_LEN]:
+            return None
+        return ContentRow(*_CONTENT_BUNDLE.unpack_from(body), *_CONTENT_PLACE.unpack_from(body, _CONTENT_BUNDLE.size))
 
     def bundle(self, key: bytes, bundle: bytes, size: int) -> bytes:
         """The value of a bundle."""

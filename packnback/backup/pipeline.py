@@ -222,6 +222,7 @@ class Pipeline:
         """Give a buffer back; jobs that lie in it keep it from being lent again."""
         with self._lock:
             self._plaintext.release(buffer)
+            self._caller.notify()
 
     def wait_for(self, ticket: Ticket) -> None:
         """Return when `ticket` has its id."""

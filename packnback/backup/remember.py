@@ -46,7 +46,6 @@ from packnback.format.entry import DIRECTORY, FILE, Entry, Extent, decode_block
 from packnback.format.listing import path_key
 
 T = TypeVar("T")
-_REGULAR = 0o100000
 _TYPE = 0o170000
 
 
@@ -270,12 +269,9 @@ class _Changed:
         self._known = known
         self._entries: dict[bytes, tuple[Entry, bytes]] | None = None
         self._file_system = file_system
-        settled_before = file_system.settled_before
-        files = [(n, s) for n, s in part.children if s.st_mode & _TYPE == _REGULAR]
         # Only stamps are kept, not what lstat said: a part may wait for its contents for long.
-        self._stamps = {n: stamp(s, file_system) for n, s in files if settled_before(s.st_ctime_ns, now_ns)}
-        others = [s for n, s in part.children if s.st_mode & _TYPE != _REGULAR]
-        self._settled = len(self._stamps) == len(files) and all(settled_before(s.st_ctime_ns, now_ns) for s in others)
+        self._stamps = file_system.settled(part.children, now_ns)
+        self._settled = len(self._stamps) == len(part.children)
         linked = any(s.st_nlink > 1 for n, s in part.children if s.st_mode & _TYPE != 0o040000)
         self._links_device = part.device if linked else 0
         self._users = sorted({s.st_uid for _, s in part.children})

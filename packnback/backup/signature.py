@@ -16,10 +16,11 @@ import marshal
 import os
 import struct
 import time
+from collections.abc import Iterable
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
-from packnback.backup.cache_rows import NO_STAMP, SIGNATURE_LEN
+from packnback.backup.cache_rows import SIGNATURE_LEN
 from packnback.backup.walk import Part
 from packnback.crypto.derive import MAC
 from packnback.store import mounts
@@ -55,13 +56,16 @@ class FileSystem(NamedTuple):
     """Whether time stamps are made by this machine's kernel and kept in full."""
     local: bool
 
-    def settled_before(self, ctime_ns: int, now_ns: int) -> bool:
-        """Whether a file that was changed last at `ctime_ns` would show another change from `now_ns` on."""
-        if self.fine and ctime_ns % _SECOND:
-            margin_ns = _COARSE_MARGIN_NS
-        else:
-            margin_ns = _SECONDS_MARGIN_NS if self.local else _REMOTE_MARGIN_NS
-        return ctime_ns < now_ns - margin_ns
+    def settled(self, found: Iterable[tuple[bytes, os.stat_result]], now_ns: int) -> dict[bytes, bytes]:
+        """Stamps of those files that would show it if they were changed from `now_ns` on; by name."""
+        slow_ns = now_ns - (_SECONDS_MARGIN_NS if self.local else _REMOTE_MARGIN_NS)
+        fast_ns = now_ns - _COARSE_MARGIN_NS if self.fine else slow_ns
+        return {
+            name: stamp(status, self)
+            for name, status in found
+            # A ctime of whole seconds may be all that an ext4 with small inodes keeps.
+            if status.st_ctime_ns < (fast_ns if status.st_ctime_ns % _SECOND else slow_ns)
+        }
 
 
 class Signatures:
@@ -91,9 +95,11 @@ class Signatures:
 
 
 def stamp(status: os.stat_result, file_system: FileSystem) -> bytes:
-    """What, besides size and mtime, has to be the same for a file to be unchanged. Never NO_STAMP."""
-    made = _STAMP.pack(status.st_ctime_ns, status.st_ino if file_system.stable_inodes else 1)
-    return made if made != NO_STAMP else b"\xff" + made[1:]
+    """What, besides size and mtime, has to be the same for a file to be unchanged.
+
+    NO_STAMP for one without ctime and inode: of such a file nothing is known.
+    """
+    return _STAMP.pack(status.st_ctime_ns, status.st_ino if file_system.stable_inodes else 1)
 
 
 def _judge(kind: str | None) -> FileSystem:

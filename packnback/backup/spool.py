@@ -18,7 +18,6 @@ import cbor2
 
 from packnback.backup.cache import AGES, BUNDLES, CONTENTS, META, PIECES, ROWS, USAGE, Cache, CacheFailed, WriteRows
 from packnback.backup.cache_rows import (
-    ContentRow,
     PieceFile,
     Rows,
     aged_file,
@@ -149,11 +148,10 @@ class Spool:
             number += 1
             key = number_key(number)
             txn.put(BUNDLES, key, self._rows.bundle(key, bundle, size))
-            for content, offset, length in contents:
-                found[content] = self._rows.content(content, ContentRow(bundle, number, size, offset, length))
+            found.update(self._rows.contents(bundle, number, size, contents))
         if not found:
             return
-        txn.put_many(CONTENTS, sorted(found.items()))
+        txn.put_many(CONTENTS, ((content, found[content]) for content in sorted(found)))
         excess = txn.count(CONTENTS) - CONTENTS_LIMIT
         if excess > 0:
             # Keys are hashes: a run of them from one of this batch on is a sample of all.

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cached_client import KEY, CachedClient, settle
@@ -18,6 +19,8 @@ from packnback.backup.stream_source import DescriptorSource
 from packnback.backup.walk import WalkOptions
 from packnback.format.entry import FILE
 from packnback.ids import KIB, Kind
+
+SECOND = 10**9
 
 
 @pytest.fixture
@@ -154,13 +157,15 @@ def test_a_change_within_the_tick_of_the_clock_is_not_missed(
     path = client.source / "dir2" / "racy"
     path.write_bytes(b"before")
     found = path.stat()
-    settled = signature.FileSystem.settled_before
+    settled = signature.FileSystem.settled
     with monkeypatch.context() as patch:
 
-        def young(self: signature.FileSystem, ctime_ns: int, now_ns: int) -> bool:
-            return ctime_ns != found.st_ctime_ns and settled(self, ctime_ns, now_ns)
+        def young(
+            self: signature.FileSystem, children: list[tuple[bytes, os.stat_result]], now_ns: int
+        ) -> dict[bytes, bytes]:
+            return settled(self, [child for child in children if child[0] != b"racy"], now_ns)
 
-        patch.setattr(signature.FileSystem, "settled_before", young)
+        patch.setattr(signature.FileSystem, "settled", young)
         client.save()
     path.write_bytes(b"after!")
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
@@ -530,18 +535,22 @@ def test_contents_are_bounded(client: CachedClient, monkeypatch: pytest.MonkeyPa
     client.check_against_disk()
 
 
-def test_granularity_of_file_systems() -> None:
-    second = 10**9
-    now = 1_700_000_000 * second + 500_000_001
-    fine = signature.FileSystem(True, True, True)
-    coarse = signature.FileSystem(True, False, True)
-    remote = signature.FileSystem(False, False, False)
-    assert fine.settled_before(now - second, now)
-    assert not fine.settled_before(now, now)
-    assert not fine.settled_before(now + 5 * second, now)
-    assert not coarse.settled_before(now - second, now)
-    assert coarse.settled_before(now - 10 * second, now)
-    assert not remote.settled_before(now - 60 * second, now)
-    assert remote.settled_before(now - 3600 * second, now)
-    whole = now // second * second
-    assert not fine.settled_before(whole - second, whole), "ext4 with small inodes keeps seconds"
+@pytest.mark.parametrize(
+    ("file_system", "age_ns", "settled"),
+    [
+        (signature.FileSystem(True, True, True), SECOND - 1, True),
+        (signature.FileSystem(True, True, True), 0, False),
+        (signature.FileSystem(True, True, True), -5 * SECOND - 1, False),
+        (signature.FileSystem(True, True, True), SECOND, False),  # whole seconds: ext4 with small inodes
+        (signature.FileSystem(True, True, True), 10 * SECOND, True),
+        (signature.FileSystem(True, False, True), SECOND - 1, False),
+        (signature.FileSystem(True, False, True), 10 * SECOND - 1, True),
+        (signature.FileSystem(False, False, False), 60 * SECOND, False),
+        (signature.FileSystem(False, False, False), 3600 * SECOND, True),
+    ],
+)
+def test_granularity_of_file_systems(file_system: signature.FileSystem, age_ns: int, settled: bool) -> None:
+    now_ns = 1_700_000_000 * SECOND
+    status = SimpleNamespace(st_ctime_ns=now_ns - age_ns, st_ino=7)
+    found = file_system.settled([(b"file", status)], now_ns)  # type: ignore[list-item]
+    assert bool(found) == settled
