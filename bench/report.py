@@ -34,36 +34,40 @@ def report(results: Path) -> str:
 
 
 def _times(rows: list[Row]) -> str:
-    """Seconds, and the ratio to the best peer."""
+    """Seconds, and the ratio to the best peer; ``~`` marks what others disturbed."""
     tools, steps = _tools(rows), _ordered(row["step"] for row in rows)
-    peers = [tool for tool in tools if tool != _OURS]
     lines = [_line(["seconds", *tools, "times as fast as the best"]), _rule(len(tools) + 2)]
     for step in steps:
-        medians = {tool: _median(rows, tool, step, lambda row: row["wall"]) for tool in tools}
-        ours, best = medians.get(_OURS), min((m for t in peers if (m := medians[t]) is not None), default=None)
+        here, quiet = _comparable(rows, step)
+        medians = {tool: _median(here, tool, lambda row: row["wall"]) for tool in tools}
+        ours, best = medians.get(_OURS), min((m for t, m in medians.items() if m and t != _OURS), default=None)
         ratio = f"{best / ours:.2f}" if ours and best else ""
-        cells = [_shown(medians[tool], "{:.2f}") + _disturbed(rows, tool, step) for tool in tools]
-        lines.append(_line([step, *cells, ratio]))
+        cells = [_shown(medians[tool], "{:.2f}") for tool in tools]
+        lines.append(_line([step if quiet else f"{step} ~", *cells, ratio]))
     return "\n".join(lines)
 
 
 def _table(title: str, rows: list[Row], value: Callable[[Row], float], form: str) -> str:
     tools, steps = _tools(rows), _ordered(row["step"] for row in rows)
     lines = [_line([title, *tools]), _rule(len(tools) + 1)]
-    lines += [_line([s, *(_shown(_median(rows, t, s, value), form) for t in tools)]) for s in steps]
+    for step in steps:
+        here, _ = _comparable(rows, step)
+        lines.append(_line([step, *(_shown(_median(here, tool, value), form) for tool in tools)]))
     return "\n".join(lines)
 
 
-def _median(rows: list[Row], tool: str, step: str, value: Callable[[Row], float]) -> float | None:
-    """Over the undisturbed results, or over all of them where there is none."""
-    found = [row for row in rows if (row["tool"], row["step"]) == (tool, step)]
+def _comparable(rows: list[Row], step: str) -> tuple[list[Row], bool]:
+    """The undisturbed results of a step if every tool has one, else all of them; and which it is."""
+    found = [row for row in rows if row["step"] == step]
     quiet = [row for row in found if row["others"] <= _QUIET]
-    return statistics.median(map(value, quiet or found)) if found else None
+    if {row["tool"] for row in quiet} == {row["tool"] for row in found}:
+        return quiet, True
+    return found, False
 
 
-def _disturbed(rows: list[Row], tool: str, step: str) -> str:
-    others = [row["others"] for row in rows if (row["tool"], row["step"]) == (tool, step)]
-    return "~" if others and min(others) > _QUIET else ""
+def _median(rows: list[Row], tool: str, value: Callable[[Row], float]) -> float | None:
+    found = [value(row) for row in rows if row["tool"] == tool]
+    return statistics.median(found) if found else None
 
 
 def _tools(rows: list[Row]) -> list[str]:
