@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
@@ -101,9 +101,9 @@ class Remembered:
         """See `reuse.Reuse`."""
         self.spool.close()
 
-    def stored(self, key: bytes, row: PartRow, old: PartRow | None) -> None:
-        """A part has been read anew."""
-        self.attempt(lambda: self._stored(key, row, old), None)
+    def stored(self, key: bytes, row: PartRow, old_uses: dict[bytes, int]) -> None:
+        """A part has been read anew; `old_uses` is of the row in place of which this one comes."""
+        self.attempt(lambda: self._stored(key, row, old_uses), None)
 
     def attempt(self, action: Callable[[], T], otherwise: T) -> T:
         """Do it unless the cache has failed, or does so now."""
@@ -126,10 +126,10 @@ class Remembered:
             return _Unchanged(known.row)
         return _Changed(self, key, signature, part, file_system, now_ns, known)
 
-    def _stored(self, key: bytes, row: PartRow, old: PartRow | None) -> None:
+    def _stored(self, key: bytes, row: PartRow, old_uses: dict[bytes, int]) -> None:
         self.contents.settle()
         self._settle_pieces()
-        self.spool.part(key, self._rows.part(key, row), self._more(row.uses, old.uses if old else {}))
+        self.spool.part(key, self._rows.part(key, row), self._more(row.uses, old_uses))
 
     def _drop(self, key: bytes, row: PartRow | None) -> None:
         self.spool.drop(key, self._more({}, row.uses if row is not None else {}))
@@ -241,7 +241,9 @@ class _Unchanged:
         """Never asked for."""
         return None
 
-    def stored(self, blocks: Sequence[Block], entries: Sequence[Entry], doubtful: frozenset[bytes] | None) -> None:
+    def stored(
+        self, blocks: Sequence[Block], entries: Sequence[Entry], *, doubtful: Collection[bytes], whole: bool
+    ) -> None:
         """Never told."""
 
 
@@ -267,6 +269,8 @@ class _Changed:
         self._key = key
         self._signature = signature
         self._known = known
+        self._uses = known.row.uses if known is not None else {}
+        """Of the row that is to be replaced."""
         self._entries: dict[bytes, tuple[Entry, bytes]] | None = None
         self._file_system = file_system
         # Only stamps are kept, not what lstat said: a part may wait for its contents for long.
@@ -290,14 +294,14 @@ class _Changed:
             return None
         return entry if self._known.missing.isdisjoint(entry.ids()) else None
 
-    def stored(self, blocks: Sequence[Block], entries: Sequence[Entry], doubtful: frozenset[bytes] | None) -> None:
+    def stored(
+        self, blocks: Sequence[Block], entries: Sequence[Entry], *, doubtful: Collection[bytes], whole: bool
+    ) -> None:
         """See `reuse.Visit`."""
         files = [entry for entry in entries if entry.type == FILE]
-        unsteady = doubtful or frozenset[bytes]()
-        stamps = [NO_STAMP if e.name in unsteady else self._stamps.get(e.name, NO_STAMP) for e in files]
-        whole = doubtful is not None and not doubtful and self._settled
+        stamps = [NO_STAMP if e.name in doubtful else self._stamps.get(e.name, NO_STAMP) for e in files]
         row = PartRow(
-            self._signature if whole else b"",
+            self._signature if whole and not doubtful and self._settled else b"",
             self._links_device,
             sum(entry.type == DIRECTORY for entry in entries),
             self._users,
@@ -306,7 +310,8 @@ class _Changed:
             b"".join(stamps),
             _uses(files),
         )
-        self._memory.stored(self._key, row, self._known.row if self._known is not None else None)
+        self._memory.stored(self._key, row, self._uses)
+        self._uses = row.uses
 
 
 def _entries_of(row: PartRow) -> dict[bytes, tuple[Entry, bytes]]:

@@ -8,7 +8,7 @@ up here as well. A run without memory uses `NOTHING`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from packnback.backup.ticket import Place, Ticket
@@ -39,12 +39,14 @@ class Visit(Protocol):
     def file(self, name: bytes, status: os.stat_result) -> Entry | None:
         """The entry of one regular file, if it is unchanged and its objects are in the repository."""
 
-    def stored(self, blocks: Sequence[Block], entries: Sequence[Entry], doubtful: frozenset[bytes] | None) -> None:
-        """The part now has these blocks, made of these entries.
+    def stored(
+        self, blocks: Sequence[Block], entries: Sequence[Entry], *, doubtful: Collection[bytes], whole: bool
+    ) -> None:
+        """The part now has these blocks, made of these entries. May be told again, of more entries.
 
-        `doubtful` names the files that did not hold still while they were read; None says that something else
-        is missing, so the part must not be taken for unchanged later. The objects are on their way to the
-        repository, but not durable before `Reuse.keep`.
+        `doubtful` names the files that are to be read again whatever they look like, as they did not hold still;
+        without `whole` some entry is missing, and the part must not be taken for unchanged later. The objects are
+        on their way to the repository, but not durable before `Reuse.keep`.
         """
 
 
@@ -115,7 +117,9 @@ class Nothing:
         """Nothing."""
         return None
 
-    def stored(self, blocks: Sequence[Block], entries: Sequence[Entry], doubtful: Iterable[bytes] | None) -> None:
+    def stored(
+        self, blocks: Sequence[Block], entries: Sequence[Entry], *, doubtful: Collection[bytes], whole: bool
+    ) -> None:
         """Forgets them."""
 
     def content(self, content_hash: bytes) -> Extent | None:

@@ -10,6 +10,8 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from packnback.backup.attributes import AttributeReader
 from packnback.backup.backlog import Backlog
@@ -24,7 +26,7 @@ from packnback.backup.reuse import Reuse, Visit
 from packnback.backup.roots import Report
 from packnback.backup.stream import ChunkStream
 from packnback.backup.stream_source import StreamSource
-from packnback.backup.tree import Block, ListingBuilder, Root
+from packnback.backup.tree import Block, ListingBuilder, Root, encode_entries
 from packnback.backup.walk import Part
 from packnback.crypto.keys import PutKey
 from packnback.errors import StorageFailed
@@ -44,6 +46,21 @@ _TYPES = {
 _STREAM_MODE = 0o600
 _TIME_LIMIT = 1 << 63
 """Nanoseconds from 1970: the years 1677 to 2262. There are file systems that keep any year that is asked for."""
+
+
+class _Stored(Protocol):
+    def __call__(self, blocks: Sequence[Block], *, whole: bool) -> None:
+        """Tell of the blocks of a part."""
+
+
+class _Unfinished(NamedTuple):
+    """A part in the middle of which a checkpoint may be made."""
+
+    path: bytes
+    entries: Sequence[Entry]
+    """Those so far."""
+    contents: Sequence[tuple[Entry, Content]]
+    stored: _Stored
 
 
 class TreeStore:
@@ -71,9 +88,10 @@ class TreeStore:
         self._files = FileReader(self._bundler, self._large, self._attributes, report, watch)
         self._listing = ListingBuilder(pipeline, cuts)
         self._backlog = Backlog(self._listing, self._bundler.flush)
+        self._unfinished: _Unfinished | None = None
 
     def add_parts(self, parts: Iterable[Part]) -> Iterator[None]:
-        """Store what the walk finds, one part at a step."""
+        """Store what the walk finds, one part at a step, and one large file within a part."""
         walk = iter(parts)
         while True:
             began = time.perf_counter_ns()
@@ -81,7 +99,8 @@ class TreeStore:
             self.walk_ns += time.perf_counter_ns() - began
             if part is None:
                 return
-            self._add_part(part)
+            yield from self._add_part(part)
+            self._unfinished = None
             yield
 
     def add_stream(self, source: StreamSource, started_ns: int) -> None:
@@ -99,7 +118,14 @@ class TreeStore:
     def checkpoint(self) -> Root:
         """A root over what was added so far; the tree can go on."""
         self._backlog.drain()
-        return self._listing.checkpoint()
+        if self._unfinished is None:
+            return self._listing.checkpoint()
+        path, entries, contents, stored = self._unfinished
+        for entry, content in contents:
+            content.describe(entry)
+        blocks = encode_entries(entries)
+        stored(blocks, whole=False)
+        return self._listing.checkpoint(path, blocks)
 
     def finish(self) -> Root:
         """The root over everything. What it refers to is not durable before the pipeline is drained."""
@@ -107,7 +133,7 @@ class TreeStore:
         self._stream.close()
         return self._listing.finish()
 
-    def _add_part(self, part: Part) -> None:
+    def _add_part(self, part: Part) -> Iterator[None]:
         visit = self._reuse.visit(part)
         if visit.blocks is not None:
             self._add_unchanged(part, visit.blocks, visit)
@@ -120,6 +146,11 @@ class TreeStore:
         prefix = part.source.rstrip(b"/") + b"/"
         doubtful: set[bytes] = set()
         whole = part.whole
+
+        def stored(blocks: Sequence[Block], *, whole: bool) -> None:
+            visit.stored(blocks, entries, doubtful=doubtful, whole=whole)
+
+        self._unfinished = _Unfinished(part.path, entries, contents, stored)
         for name, status in children:
             if status.st_mode & _TYPE_MASK == stat.S_IFREG:
                 known = visit.file(name, status)
@@ -129,10 +160,11 @@ class TreeStore:
                     whole = False
                 elif not trust:
                     doubtful.add(name)
+                if known is None and status.st_size >= FILE_MIN:
+                    yield
             else:
                 whole &= self._add_other(part, name, prefix + name, status, entries)
-        found = frozenset(doubtful) if whole else None
-        self._backlog.add_entries(part.path, entries, contents, lambda blocks: visit.stored(blocks, entries, found))
+        self._backlog.add_entries(part.path, entries, contents, partial(stored, whole=whole))
 
     def _add_unchanged(self, part: Part, blocks: Sequence[Block], visit: Visit) -> None:
         self.directories += visit.directories

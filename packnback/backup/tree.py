@@ -10,6 +10,7 @@ directory; entries that are long, or that point to very many objects, are split 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from packnback.backup.extents import MetaSink
@@ -125,19 +126,21 @@ class ListingBuilder:
 
     def finish(self) -> Root:
         """End the listing; nothing can be added any more."""
-        return self._root(self._tables)
-
-    def checkpoint(self) -> Root:
-        """The root of a listing that ends here, while this one goes on as if nothing had happened."""
-        return self._root(self._tables.copy())
-
-    def _root(self, tables: Layers[_Node]) -> Root:
         if self._path is None:
             self.add(b"", encode_entries(()))
         if self._groups:
-            tables.append(self._page())
-        (top,), _ = tables.finish()
+            self._tables.append(self._page())
+        (top,), _ = self._tables.finish()
         return Root(top.child.id, top.level, top.child.totals)
+
+    def checkpoint(self, path: bytes = b"", blocks: Sequence[Block] = ()) -> Root:
+        """The root of a listing that ends here, or behind these blocks, while this one goes on as if nothing had
+        happened."""
+        other = copy(self)
+        other._groups, other._refs, other._tables = list(self._groups), set(self._refs), self._tables.copy()
+        if blocks:
+            other.add(path, blocks)
+        return other.finish()
 
     def _start_page(self) -> None:
         self._groups: list[Group] = []

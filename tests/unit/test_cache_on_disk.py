@@ -125,11 +125,11 @@ def test_every_one_of_many_generations_restores(machine: Machine) -> None:
         assert contents(machine.restored(info)) == tree
 
 
-def test_an_interrupted_backup_goes_on_where_it_was(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(machine.source)
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, machine: Machine, name: bytes, times: int) -> None:
+    """Checkpoints whenever they can be; Ctrl-C when a file of that name is opened for the `times`-th time."""
     monkeypatch.setattr(save_module, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(disguise, "BATCH_IDS", 1)
-    real, opened = os.open, []
+    real, opened = os.open, list[bytes]()
     pipelines: list[Pipeline] = []
 
     class Watched(Pipeline):
@@ -138,12 +138,12 @@ def test_an_interrupted_backup_goes_on_where_it_was(machine: Machine, monkeypatc
             return super().__enter__()
 
     def interrupt(path: object, *args: object, **named: object) -> int:
-        opened.append(path)
-        if path == b"file0":
-            while not pipelines[0].objects_new:
+        if isinstance(path, bytes) and "dir_fd" in named:  # a file that is backed up
+            while opened and not pipelines[0].objects_new:
                 time.sleep(0.001)
-        if opened.count(b"file4") == 3:
-            raise KeyboardInterrupt
+            opened.append(path)
+            if opened.count(name) == times:
+                raise KeyboardInterrupt
         return real(path, *args, **named)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
@@ -151,6 +151,11 @@ def test_an_interrupted_backup_goes_on_where_it_was(machine: Machine, monkeypatc
         patch.setattr(os, "open", interrupt)
         with pytest.raises(KeyboardInterrupt):
             machine.save()
+
+
+def test_an_interrupted_backup_goes_on_where_it_was(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(machine.source)
+    interrupt_at(monkeypatch, machine, b"file4", 3)
     partial = machine.newest()
     assert partial.partial
     assert not compact(machine.repository, CompactOptions(grace_ns=0)).released, "a checkpoint protects what is there"
@@ -159,6 +164,28 @@ def test_an_interrupted_backup_goes_on_where_it_was(machine: Machine, monkeypatc
     assert result.files_unchanged == result.files - machine.counters.files_opened
     assert contents(machine.restored(machine.newest())) == contents(machine.source)
     assert not machine.newest().partial
+
+
+def test_a_directory_of_large_files_has_checkpoints_in_its_middle(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(2)
+    for i in range(6):
+        (machine.source / f"film{i}").write_bytes(draw.randbytes(2 * MIB))
+        (machine.source / f"film{i}.txt").write_bytes(draw.randbytes(500))
+    settle()
+    interrupt_at(monkeypatch, machine, b"film4", 1)
+    whole = contents(machine.source)
+    partial = machine.newest()
+    assert partial.partial
+    saved = contents(machine.restored(partial))
+    assert {"film0", "film0.txt", "film1"} <= saved.keys() < whole.keys()
+    assert all(whole[name] == content for name, content in saved.items())
+    machine.save()
+    assert machine.counters.files_opened == 12 - len(saved)
+    assert contents(machine.restored(machine.newest())) == whole
+    machine.save()
+    assert machine.counters.files_opened == 0
 
 
 def test_deltas_cost_what_changed_and_are_verified(machine: Machine) -> None:

@@ -6,7 +6,7 @@ import os
 import random
 import socket
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -697,8 +697,10 @@ class _Visit(Nothing):
     def file(self, name: bytes, status: os.stat_result) -> Entry | None:
         return self._memory.files.get((self._path, name))
 
-    def stored(self, blocks: Sequence[Block], entries: Sequence[Entry], doubtful: frozenset[bytes] | None) -> None:
-        if doubtful is not None and not doubtful:
+    def stored(
+        self, blocks: Sequence[Block], entries: Sequence[Entry], *, doubtful: Collection[bytes], whole: bool
+    ) -> None:
+        if whole and not doubtful:
             self._memory.parts[self._path] = blocks, sum(entry.type == DIRECTORY for entry in entries)
 
 
