@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 
 from packnback.backup.roots import Report
+from packnback.format.entry import NO_XATTRS
 from packnback.ids import KIB
 
 TOTAL_LIMIT = 256 * KIB
@@ -27,20 +29,29 @@ class AttributeReader:
         self._without: set[int] = set()
         """Devices whose file systems know no attributes."""
 
-    def read(self, at: int | bytes, path: bytes, device: int) -> tuple[dict[bytes, bytes], bool]:
+    def none_on(self, fd: int, device: int) -> bool:
+        """Whether an open file surely has none; the cheapest way to ask."""
+        if device in self._without:
+            return True
+        try:
+            return not os.listxattr(fd)
+        except OSError:
+            return False
+
+    def read(self, at: int | bytes, path: bytes, device: int) -> tuple[Mapping[bytes, bytes], bool]:
         """(attributes, whether that is all of them) of a descriptor, or of a path without following links."""
         if device in self._without:
-            return {}, True
+            return NO_XATTRS, True
         follow = isinstance(at, int)
         try:
             names = os.listxattr(at, follow_symlinks=follow)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._without.add(device)
-                return {}, True
-            return {}, self._failed(path, error)
+                return NO_XATTRS, True
+            return NO_XATTRS, self._failed(path, error)
         if not names:
-            return {}, True
+            return NO_XATTRS, True
         found: dict[bytes, bytes] = {}
         whole = True
         for name in names:

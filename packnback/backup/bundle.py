@@ -5,7 +5,10 @@ nothing of earlier ones makes mostly the same bundles again, and an observer can
 the run is no property of the contents: a bundle that is closed for that reason starts with 16 random bytes,
 or else a stolen put key could confirm a guess at a small secret file by asking for the object's id.
 
-Where a file lies is therefore settled when its bundle closes, and not before: see `ticket.Place`.
+Files are read straight to where their bundle is being put together, in a buffer that the pipeline lends, so that
+no content is copied, or lies in memory that was never used before (see `buffers`).
+
+Where a file lies is settled when its bundle closes, and not before: see `extents.SmallContent`.
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
+from packnback.backup.buffers import Buffer
 from packnback.backup.cut import FILE_MIN
-from packnback.backup.ticket import Place, Ticket, known_place
+from packnback.backup.extents import SmallContent
+from packnback.backup.ticket import Ticket, known_ticket
 from packnback.crypto.content import ContentHasher
 from packnback.crypto.derive import MAC
+from packnback.crypto.derive import Buffer as Bytes
 from packnback.crypto.keys import PutKey
 from packnback.format.entry import CHECK_LEN, Extent
 from packnback.ids import KIB, MIB, ObjectClass
@@ -32,12 +38,18 @@ RECENT_CONTENTS = 1 << 15
 
 
 class Sink(Protocol):
-    """Where finished bundles go."""
+    """Where finished bundles go, and whence the memory comes in which they are made."""
+
+    def acquire_buffer(self) -> Buffer:
+        """An empty buffer; waits until there is one."""
+
+    def release_buffer(self, buffer: Buffer) -> None:
+        """Give it back; bundles that lie in it keep it alive."""
 
     def new_ticket(self) -> Ticket:
         """A ticket for an object that is still being put together."""
 
-    def add_data(self, plaintext: bytes, *, ticket: Ticket | None = None) -> Ticket:
+    def add_data(self, plaintext: Bytes, *, ticket: Ticket | None = None, lease: Buffer | None = None) -> Ticket:
         """Store one data object."""
 
 
@@ -59,66 +71,105 @@ class Bundler:
         self._memory = memory
         self._hasher = ContentHasher(put_key.id_key[ObjectClass.DATA])
         self._bundle_key = put_key.bundle_key
-        self._recent: dict[bytes, Place] = {}
-        self._older: dict[bytes, Place] = {}
-        self._parts: list[bytes] = []
-        self._contents: list[tuple[bytes, int, int]] = []
+        self._recent: dict[bytes, SmallContent] = {}
+        self._older: dict[bytes, SmallContent] = {}
+        self._buffer: Buffer | None = None
+        self._start = 0
+        """Where in the buffer the open bundle begins."""
         self._length = 0
+        """Bytes in the open bundle."""
+        self._contents: list[tuple[bytes, int, int]] = []
         self._ticket = sink.new_ticket()
         self.files_shared = 0
         """Files that were found to be identical to an earlier one, of this run or, with `memory`, any."""
 
-    def add(self, content: bytes) -> tuple[Place, bytes]:
-        """Where the content of one small file will be, and its 8-byte check for the entry.
+    def room(self, size: int) -> memoryview:
+        """Memory for the content of one small file of `size` bytes, which `add_read` then takes.
 
-        `content` has 1 byte to FILE_MIN - 1; an empty file needs no place.
+        Raises ValueError unless that is 1 to FILE_MIN - 1; an empty file needs no place.
         """
-        if not 0 < len(content) < FILE_MIN:
+        if not 0 < size < FILE_MIN:
             raise ValueError("not a small file")
+        begin = self._start + self._length
+        if self._buffer is None or begin + size > len(self._buffer.view):
+            begin = self._move_to_new_buffer()
+        assert self._buffer is not None
+        return self._buffer.view[begin : begin + size]
+
+    def add_read(self, content: memoryview) -> SmallContent:
+        """Where the content will be that was read into what `room` gave, and its check for the entry."""
+        length = len(content)
         content_hash = self._hasher.hash(content)
-        place = self._recent.get(content_hash) or self._older.get(content_hash) or self._find(content_hash, content)
-        if place is not None:
+        known = self._recent.get(content_hash) or self._older.get(content_hash) or self._find(content_hash, length)
+        if known is not None:
             self.files_shared += 1
-            return place, content_hash[:CHECK_LEN]
-        if self._length + len(content) > BUNDLE_MAX:
-            self._close(b"")
-        place = Place(self._ticket, self._length, len(content))
-        self._parts.append(content)
-        self._contents.append((content_hash, self._length, len(content)))
-        self._length += len(content)
-        self._remember(content_hash, place)
-        if self._length >= BUNDLE_MIN and self._ends(content_hash, len(content)):
-            self._close(b"")
-        return place, content_hash[:CHECK_LEN]
+            return known
+        if self._length + length > BUNDLE_MAX:
+            self._close()
+        start = self._length
+        placed = SmallContent(self._ticket, start, length, content_hash[:CHECK_LEN])
+        self._contents.append((content_hash, start, length))
+        self._length = start + length
+        self._remember(content_hash, placed)
+        if self._length >= BUNDLE_MIN and self._ends(content_hash, length):
+            self._close()
+        return placed
+
+    def add(self, content: Bytes) -> SmallContent:
+        """The same for a content that is somewhere else in memory. Raises ValueError like `room`."""
+        room = self.room(len(content))
+        room[:] = content
+        return self.add_read(room)
 
     def flush(self) -> None:
         """Close the open bundle although nothing in it says so: at the end of the run, or to settle places."""
-        if self._parts:
-            self._close(os.urandom(_PREFIX_LEN))
+        if self._buffer is None:
+            return
+        if self._length:
+            self._ticket.shift = _PREFIX_LEN
+            view = self._buffer.view[self._start : self._start + self._length]
+            self._hand_in(b"".join((os.urandom(_PREFIX_LEN), view)), None)
+        self._sink.release_buffer(self._buffer)
+        self._buffer, self._start = None, 0
+
+    def _move_to_new_buffer(self) -> int:
+        """Take another buffer, to which the open bundle moves; where in it there is room."""
+        new = self._sink.acquire_buffer()
+        if self._buffer is not None:
+            new.view[: self._length] = self._buffer.view[self._start : self._start + self._length]
+            self._sink.release_buffer(self._buffer)
+        self._buffer, self._start = new, 0
+        return self._length
 
     def _ends(self, content_hash: bytes, size: int) -> bool:
         value = int.from_bytes(MAC(self._bundle_key, content_hash, 8), "little")
         return value * _CERTAIN_SIZE < size << 64
 
-    def _find(self, content_hash: bytes, content: bytes) -> Place | None:
+    def _find(self, content_hash: bytes, length: int) -> SmallContent | None:
         """A place in a bundle of an earlier run."""
         extent = self._memory.content(content_hash) if self._memory is not None else None
-        if extent is None or extent.length != len(content):
+        if extent is None or extent.length != length:
             return None
-        place = known_place(extent)
-        self._remember(content_hash, place)
-        return place
+        placed = SmallContent(known_ticket(extent.id), extent.offset, extent.length, content_hash[:CHECK_LEN])
+        self._remember(content_hash, placed)
+        return placed
 
-    def _close(self, prefix: bytes) -> None:
-        ticket = self._ticket
-        ticket.shift = len(prefix)
-        self._sink.add_data(b"".join((prefix, *self._parts)), ticket=ticket)
-        if self._memory is not None:
-            self._memory.bundled(ticket, self._length, self._contents)
-        self._parts, self._contents, self._length = [], [], 0
+    def _close(self) -> None:
+        """The open bundle is complete; the next one begins behind it."""
+        assert self._buffer is not None
+        end = self._start + self._length
+        self._hand_in(self._buffer.view[self._start : end], self._buffer)
+        self._start = end
+
+    def _hand_in(self, plaintext: Bytes, lease: Buffer | None) -> None:
+        ticket, size, contents = self._ticket, self._length, self._contents
+        self._contents, self._length = [], 0
         self._ticket = self._sink.new_ticket()
+        self._sink.add_data(plaintext, ticket=ticket, lease=lease)
+        if self._memory is not None:
+            self._memory.bundled(ticket, size, contents)
 
-    def _remember(self, content_hash: bytes, place: Place) -> None:
+    def _remember(self, content_hash: bytes, placed: SmallContent) -> None:
         if len(self._recent) >= RECENT_CONTENTS // 2:
             self._older, self._recent = self._recent, {}
-        self._recent[content_hash] = place
+        self._recent[content_hash] = placed

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from packnback.backup.layers import Layers, Limits
 from packnback.backup.listing_cuts import ListingCuts
-from packnback.backup.ticket import Place, joined
+from packnback.backup.ticket import Place, Ticket, joined
 from packnback.format.entry import (
     INLINE_EXTENTS,
     Entry,
@@ -52,32 +52,34 @@ class Content(Protocol):
 
 
 class SmallContent:
-    """A file that lies in one piece in a bundle."""
+    """A file that lies in one piece in a bundle: `length` bytes from `start` of the bundle's contents.
 
-    __slots__ = ("check", "place")
+    Identical files share one. There are as many of these as small files, so its attributes are looked at directly.
+    """
 
-    def __init__(self, place: Place, check: bytes) -> None:
-        self.place = place
+    __slots__ = ("check", "length", "start", "ticket")
+    weight = 1
+
+    def __init__(self, ticket: Ticket, start: int, length: int, check: bytes) -> None:
+        self.ticket = ticket
+        self.start = start
+        self.length = length
         self.check = check
 
     @property
     def submitted(self) -> bool:
         """Whether the bundle is closed."""
-        return self.place.ticket.submitted
-
-    @property
-    def weight(self) -> int:
-        """One extent."""
-        return 1
+        return self.ticket.submitted
 
     def settle(self) -> bool:
         """Whether the bundle has its id."""
-        return self.place.resolved
+        return self.ticket.id is not None
 
     def describe(self, entry: Entry) -> None:
         """Set size, extent and check."""
-        entry.size = self.place.length
-        entry.extents = (self.place.extent(),)
+        ticket = self.ticket
+        entry.size = self.length
+        entry.extents = (Extent(ticket.id or ticket.wait(), self.start + ticket.shift, self.length),)
         entry.check = self.check
 
 

@@ -231,6 +231,8 @@ class _CarefulNew:
 class _Unchanged:
     """A visit to a part that is taken over as a whole."""
 
+    some_known = False
+
     def __init__(self, row: PartRow) -> None:
         self.blocks = row.blocks
         self.directories = row.directories
@@ -269,6 +271,7 @@ class _Changed:
         self._key = key
         self._signature = signature
         self._known = known
+        self.some_known = known is not None
         self._uses = known.row.uses if known is not None else {}
         """Of the row that is to be replaced."""
         self._entries: dict[bytes, tuple[Entry, bytes]] | None = None

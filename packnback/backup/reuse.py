@@ -36,6 +36,10 @@ class Visit(Protocol):
     def groups(self) -> Sequence[int]:
         """Likewise the groups."""
 
+    @property
+    def some_known(self) -> bool:
+        """Whether it is worth asking for single files."""
+
     def file(self, name: bytes, status: os.stat_result) -> Entry | None:
         """The entry of one regular file, if it is unchanged and its objects are in the repository."""
 
@@ -105,6 +109,7 @@ class Nothing:
     """Remembers nothing; its own only visit."""
 
     blocks = None
+    some_known = False
     directories = 0
     users: Sequence[int] = ()
     groups: Sequence[int] = ()

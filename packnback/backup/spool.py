@@ -1,7 +1,8 @@
 """What is to be remembered once it is true: rows wait here until the objects that they point to are durable.
 
 They wait in a file without a name, so that memory does not grow with the number of files; what a crash leaves
-behind is nothing. Then they are written to the cache in transactions of moderate size.
+behind is nothing. Nobody else can write there, so the quickest encoding will do. Then they are written to the
+cache in transactions of moderate size.
 
 Bytes used of bundles are counted as differences against the rows that are replaced: a row and its differences
 go into one transaction, so usage and rows agree whenever a process dies.
@@ -9,12 +10,11 @@ go into one transaction, so usage and rows agree whenever a process dies.
 
 from __future__ import annotations
 
+import marshal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-
-import cbor2
 
 from packnback.backup.cache import AGES, BUNDLES, CONTENTS, META, PIECES, ROWS, USAGE, Cache, CacheFailed, WriteRows
 from packnback.backup.cache_rows import (
@@ -108,7 +108,7 @@ class Spool:
             self._file.close()
 
     def _add(self, record: list[object]) -> None:
-        data = cbor2.dumps(record)
+        data = marshal.dumps(record)
         try:
             self._file.write(len(data).to_bytes(4, "little"))
             self._file.write(data)
@@ -117,7 +117,7 @@ class Spool:
 
     def _records(self) -> Iterator[list[object]]:
         while length := self._file.read(4):
-            yield cbor2.loads(self._file.read(int.from_bytes(length, "little")))
+            yield marshal.loads(self._file.read(int.from_bytes(length, "little")))
 
     def _write(self, batch: _Batch) -> None:
         self._cache.write(lambda txn: self._write_in(txn, batch))

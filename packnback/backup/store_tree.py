@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -31,7 +31,7 @@ from packnback.backup.walk import Part
 from packnback.crypto.keys import PutKey
 from packnback.errors import StorageFailed
 from packnback.events import Watch
-from packnback.format.entry import BLOCK, CHAR, DIRECTORY, FIFO, FILE, SOCKET, SYMLINK, TARGET_LIMIT, Entry
+from packnback.format.entry import BLOCK, CHAR, DIRECTORY, FIFO, FILE, NO_XATTRS, SOCKET, SYMLINK, TARGET_LIMIT, Entry
 
 _TYPE_MASK = 0o170000
 _TYPES = {
@@ -146,6 +146,7 @@ class TreeStore:
         prefix = part.source.rstrip(b"/") + b"/"
         doubtful: set[bytes] = set()
         whole = part.whole
+        some_known, read_quickly = visit.some_known, self._files.quick
 
         def stored(blocks: Sequence[Block], *, whole: bool) -> None:
             visit.stored(blocks, entries, doubtful=doubtful, whole=whole)
@@ -153,9 +154,20 @@ class TreeStore:
         self._unfinished = _Unfinished(part.path, entries, contents, stored)
         for name, status in children:
             if status.st_mode & _TYPE_MASK == stat.S_IFREG:
-                known = visit.file(name, status)
+                known = visit.file(name, status) if some_known else None
                 if known is not None:
                     self._add_known(known, status, entries)
+                elif (
+                    0 < status.st_size < FILE_MIN
+                    and status.st_nlink == 1
+                    and (quick := read_quickly(part.fd, name, prefix, status)) is not None
+                ):
+                    content, xattrs, all_of_them = quick
+                    entry = _entry(name, FILE, status, xattrs)
+                    contents.append((entry, content))
+                    entries.append(entry)
+                    if not all_of_them:
+                        doubtful.add(name)
                 elif (trust := self._add_file(part.fd, name, prefix + name, status, entries, contents)) is None:
                     whole = False
                 elif not trust:
@@ -195,8 +207,7 @@ class TreeStore:
         stored = self._files.store(directory, name, path, status)
         if stored is None:
             return None
-        entry = _entry(name, FILE, stored.status)
-        entry.xattrs = stored.xattrs
+        entry = _entry(name, FILE, stored.status, stored.xattrs)
         if status.st_nlink > 1:
             entry.link_key = self._cuts.link_key(status.st_dev, status.st_ino)
         if stored.content is not None:
@@ -263,7 +274,12 @@ class _Rejoined:
         return count
 
 
-def _entry(name: bytes, kind: int, status: os.stat_result) -> Entry:
-    # A time that no reader takes would make the whole directory unreadable; it is anybody's to set with touch.
-    mtime_ns = min(max(status.st_mtime_ns, -_TIME_LIMIT), _TIME_LIMIT - 1)
-    return Entry(name, kind, status.st_mode & 0o7777, status.st_uid, status.st_gid, mtime_ns)
+def _entry(name: bytes, kind: int, status: os.stat_result, xattrs: Mapping[bytes, bytes] = NO_XATTRS) -> Entry:
+    mtime_ns = status.st_mtime_ns
+    if not -_TIME_LIMIT <= mtime_ns < _TIME_LIMIT:
+        # A time that no reader takes would make the whole directory unreadable; it is anybody's to set with touch.
+        mtime_ns = min(max(mtime_ns, -_TIME_LIMIT), _TIME_LIMIT - 1)
+    mode = status.st_mode & 0o7777
+    return Entry(
+        name, kind, mode, status.st_uid, status.st_gid, mtime_ns, 0, (), (), 0, b"", b"", 0, b"", xattrs
+    )

@@ -67,12 +67,12 @@ class _Settled:
 _SETTLED = _Settled()
 
 
-def known_place(extent: Extent) -> Place:
-    """A place in an object that has its id already."""
+def known_ticket(object_id: bytes | None) -> Ticket:
+    """The ticket of an object that is stored already."""
     ticket = Ticket(_SETTLED)
-    ticket.id = extent.id
+    ticket.id = object_id
     ticket.submitted = True
-    return Place(ticket, extent.offset, extent.length)
+    return ticket
 
 
 def stretch(extent: Place | Extent, at: int, length: int) -> Place | Extent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -15,12 +16,22 @@ def main() -> int:
         print(f"packnback {__version__}")
         return 0
     try:
+        collect_seldom()
         occupy_standard_descriptors()
         from packnback.cli.run import run
 
         return run(arguments)
     except KeyboardInterrupt:  # before the command began, or after it ended
         return 130
+
+
+def collect_seldom() -> None:
+    """Look for cycles after so many new objects that it costs nothing, and seldom through all of them.
+
+    Importing makes many objects and a backup of many files holds a window of them, none of them in cycles: looking
+    at them again and again cost 6 % of the time.
+    """
+    gc.set_threshold(100_000, 50, 100)
 
 
 def occupy_standard_descriptors() -> None:

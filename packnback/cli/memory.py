@@ -12,7 +12,6 @@ none of them in cycles, and holds a window of them: looking at them again and ag
 from __future__ import annotations
 
 import ctypes
-import gc
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 _KEPT_MAX = 256 << 20
@@ -26,8 +25,3 @@ def keep_large_blocks() -> None:
     mallopt(_M_MMAP_THRESHOLD, 64 << 20)
     mallopt(_M_TRIM_THRESHOLD, _KEPT_MAX)
     mallopt(_M_TOP_PAD, 16 << 20)
-
-
-def collect_seldom() -> None:
-    """Look for cycles after so many new objects that it costs nothing, and seldom through all of them."""
-    gc.set_threshold(100_000, 50, 100)

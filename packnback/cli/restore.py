@@ -47,13 +47,12 @@ def restore(
     """Bring a snapshot back, or some paths of it, below a directory. Paths keep their full names there."""
     import time
 
-    from packnback.cli.memory import collect_seldom, keep_large_blocks
+    from packnback.cli.memory import keep_large_blocks
     from packnback.restore.options import Overwrite, RestoreOptions
     from packnback.restore.restore import restore as carry_out
 
     context = current(ctx)
     keep_large_blocks()
-    collect_seldom()
     if overwrite not in list(Overwrite):
         raise UsageError(f"--overwrite takes never, changed or always, not {overwrite!r}")
     options = RestoreOptions(

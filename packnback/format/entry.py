@@ -16,10 +16,11 @@ an entry to a map of what is rare, see the constants below.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import lt
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from packnback.errors import FormatDamage
@@ -46,6 +47,10 @@ _SIZE_LIMIT = 1 << 63
 NAME_LIMIT = 255
 TARGET_LIMIT = 4096
 """Most bytes in the target of a symbolic link; at least one."""
+
+
+NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
+"""What nearly all files have of extended attributes; one for all of them."""
 
 
 class Extent(NamedTuple):
@@ -81,7 +86,7 @@ class Entry:
     rdev: int = 0
     link_key: bytes = b""
     """The same for all names of one hard-linked file."""
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    xattrs: Mapping[bytes, bytes] = field(default_factory=lambda: NO_XATTRS)
     implicit: bool = False
     """A directory above a backed-up root, of which nothing else was asked for."""
 
@@ -92,16 +97,33 @@ class Entry:
 
 def encode_block(entries: Sequence[Entry]) -> tuple[list[bytes], bytes]:
     """(ids that the entries use, ascending; the block). `entries` ascending by name."""
-    ids = sorted(set().union(*(e.ids() for e in entries)))
-    index = {object_id: i for i, object_id in enumerate(ids, 1)}
-    objects: list[int] = []
+    # One pass over what nearly all entries are, files in one piece: a first backup comes by here with every file.
+    singles: list[bytes | None] = []
     offsets: list[int] = []
+    others: list[tuple[int, Entry]] = []
+    used: set[bytes | None] = set()
+    for i, e in enumerate(entries):
+        extents = e.extents
+        if len(extents) == 1 and extents[0][0] is not None:
+            object_id, offset, _ = extents[0]
+            singles.append(object_id)
+            offsets.append(offset)
+            if e.target or e.rdev or e.link_key or e.xattrs:
+                others.append((i, e))
+        else:
+            singles.append(None)
+            offsets.append(0)
+            if extents or e.far:
+                used |= e.ids()
+            others.append((i, e))
+    used.update(singles)
+    used.discard(None)
+    ids: list[bytes] = sorted(used)  # type: ignore[arg-type]
+    index: dict[bytes | None, int] = {object_id: i for i, object_id in enumerate(ids, 1)}
+    index[None] = HOLE
     rest: dict[int, dict[int, Any]] = {}
-    for i, entry in enumerate(entries):
-        single = len(entry.extents) == 1 and entry.extents[0].id is not None
-        objects.append(index[entry.extents[0].id] if single else 0)  # type: ignore[index]
-        offsets.append(entry.extents[0].offset if single else 0)
-        if rare := _rare(entry, index, single):
+    for i, e in others:
+        if rare := _rare(e, index, singles[i] is not None):
             rest[i] = rare
     block = cbor.encode(
         [
@@ -112,7 +134,7 @@ def encode_block(entries: Sequence[Entry]) -> tuple[list[bytes], bytes]:
             _fold([e.gid for e in entries]),
             [e.mtime_ns for e in entries],
             [e.size for e in entries],
-            objects,
+            [index[object_id] for object_id in singles],
             offsets,
             [e.check for e in entries],
             rest,
@@ -125,11 +147,11 @@ def _fold(column: list[int]) -> int | list[int]:
     return column[0] if column and column.count(column[0]) == len(column) else column
 
 
-def _rare(entry: Entry, index: dict[bytes, int], single: bool) -> dict[int, Any]:
+def _rare(entry: Entry, index: Mapping[bytes | None, int], single: bool) -> dict[int, Any]:
     rare: dict[int, Any] = {}
     if entry.extents and not single:
         rare[_EXTENTS] = [
-            x for e in entry.extents for x in ((index[e.id] if e.id else HOLE), e.offset, e.length)
+            x for e in entry.extents for x in (index[e.id], e.offset, e.length)
         ]
     if entry.far:
         rare[_FAR] = [entry.far_depth, *(x for i, length in entry.far for x in (index[i], length))]

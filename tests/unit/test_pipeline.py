@@ -21,6 +21,7 @@ from packnback.backup.stream import ChunkStream
 from packnback.crypto.keys import OwnerKey
 from packnback.crypto.seal import object_id
 from packnback.events import Watch
+from packnback.format.entry import FILE, Entry
 from packnback.format.record import parse
 from packnback.ids import KIB, MIB, Kind, ObjectClass
 from packnback.store.interface import Session
@@ -217,7 +218,7 @@ def test_files_through_stream_and_bundler() -> None:
 
     with new(session) as pipeline:
         stream, bundler = ChunkStream(pipeline, PUT_KEY.chunk_key), Bundler(pipeline, PUT_KEY)
-        small_places = [bundler.add(content)[0] for content in small]
+        small_places = [bundler.add(content) for content in small]
         large_places = [place for place, _ in stream.store(read)]
         stream.close()
         bundler.flush()
@@ -228,7 +229,10 @@ def test_files_through_stream_and_bundler() -> None:
         return reader.read(extent.id)[extent.offset : extent.offset + extent.length]  # type: ignore[attr-defined]
 
     assert b"".join(restored(p.extent()) for p in large_places) == large
-    assert [restored(p.extent()) for p in small_places] == small
+    entries = [Entry(b"small", FILE, 0o644, 0, 0, 0) for _ in small]
+    for entry, placed in zip(entries, small_places, strict=True):
+        placed.describe(entry)
+    assert [restored(entry.extents[0]) for entry in entries] == small
 
 
 def test_envelopes_are_renewed_by_volume_and_stored_before_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -373,7 +373,7 @@ def test_settling_keeps_the_order_of_the_file() -> None:
 
 
 def small(resolver: Resolver, name: bytes, *, submitted: bool = True) -> tuple[Entry, SmallContent]:
-    return Entry(name, FILE, 0o644, 0, 0, 1), SmallContent(Place(resolver.ticket(submitted), 5, 10), bytes(8))
+    return Entry(name, FILE, 0o644, 0, 0, 1), SmallContent(resolver.ticket(submitted), 5, 10, bytes(8))
 
 
 def test_directories_wait_in_order_for_what_is_under_way() -> None:
@@ -395,16 +395,16 @@ def test_directories_wait_in_order_for_what_is_under_way() -> None:
     unchanged = encode_entries([file_entry(b"old", 1)])
     backlog.add_blocks(b"b", unchanged)
     assert done == []
-    resolver.resolve(second[1].place.ticket)
+    resolver.resolve(second[1].ticket)
     backlog.add_entries(b"c", [], [])
     assert done == []
-    resolver.resolve(first[1].place.ticket)
+    resolver.resolve(first[1].ticket)
     backlog.add_entries(b"d", [], [])
     assert done == ["", "a", "b", "c", "d"]
     assert backlog.weight == 0
     assert resolver.waited == []
     root = listing.finish()
-    assert decoded(store, root)[b""][0].extents == (Extent(first[1].place.ticket.id, 5, 10),)
+    assert decoded(store, root)[b""][0].extents == (Extent(first[1].ticket.id, 5, 10),)
     assert len(kept) == 1
 
 
@@ -419,7 +419,7 @@ def test_what_waits_is_bounded() -> None:
         backlog.add_blocks(b"d%03d" % i, unchanged)
         assert backlog.weight <= 20_000
     assert resolver.flushed == 1
-    assert resolver.waited == [waiting[1].place.ticket]
+    assert resolver.waited == [waiting[1].ticket]
     backlog.drain()
     assert listing.finish().totals.files == 2001
 
