@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,17 +184,26 @@ def test_one_file_that_never_holds_still_does_not_cost_its_neighbours(
 ) -> None:
     fill(client.source)
     log = client.source / "dir0" / "file0"
-    real = os.read
+    read, readv = os.read, os.readv
 
-    def append(fd: int, count: int) -> bytes:
-        data = real(fd, count)
+    def append(fd: int) -> None:
         if os.fstat(fd).st_ino == log.stat().st_ino:
             with open(log, "ab") as file:
                 file.write(b"one more line")
+
+    def reading(fd: int, count: int) -> bytes:
+        data = read(fd, count)
+        append(fd)
         return data
 
+    def reading_into(fd: int, buffers: Sequence[memoryview]) -> int:
+        count = readv(fd, buffers)
+        append(fd)
+        return count
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, "read", append)
+        patch.setattr(os, "read", reading)
+        patch.setattr(os, "readv", reading_into)
         assert client.save().unsteady
     settle()
     client.save()
