@@ -17,6 +17,7 @@ import zstandard
 from packnback.crypto.derive import Buffer
 from packnback.crypto.envelope import SealingKeys, make_envelope
 from packnback.crypto.keys import PutKey
+from packnback.crypto.payload import CODEC_NONE
 from packnback.crypto.seal import BODY_OVERHEAD, PADDED_AT, Payload, choose_payload, object_id, seal_in_place
 from packnback.format.record import blank, encode_header, envelope_record, stamp
 from packnback.ids import ID_LEN, KIB, MIB, Kind, ObjectClass, class_of
@@ -79,7 +80,7 @@ def is_compressible(plaintext: Buffer) -> bool:
     """Whether full compression is worth a try, judged by 64 KiB from all over a large plaintext.
 
     zstd at level 3 spends 2.3 ms on a MiB of noise (measured), half of what everything else costs together;
-    a look at samples spends 0.1 ms. What saves less than 3 % is mostly eaten by the padding.
+    a look at samples spends 0.2 ms. What saves less than 3 % is mostly eaten by the padding.
     """
     length = len(plaintext)
     if length <= _SAMPLED_FROM:
@@ -97,6 +98,8 @@ class Sealer:
         self._domain_id = put_key.domain_id
         self._repository_id = repository_id
         self._compression = compression
+        self._noisy = False
+        """Whether the last large plaintext that was tried could not be compressed: such ones come in rows."""
         self._envelopes: dict[ObjectClass, Envelope] = {}
         self._lock = threading.Lock()
 
@@ -107,9 +110,14 @@ class Sealer:
     def compress(self, kind: int, plaintext: Buffer) -> Payload:
         """The payload, compressed where that pays. It may hold on to `plaintext`."""
         level = self._compression
-        if level is not None and kind == Kind.DATA and not is_compressible(plaintext):
-            level = None
-        return choose_payload(plaintext, class_of(kind), codec_level=level)
+        if level is None or kind != Kind.DATA:
+            return choose_payload(plaintext, class_of(kind), codec_level=level)
+        if self._noisy and not is_compressible(plaintext):
+            return choose_payload(plaintext, ObjectClass.DATA, codec_level=None)
+        payload = choose_payload(plaintext, ObjectClass.DATA, codec_level=level)
+        if len(plaintext) > _SAMPLED_FROM:
+            self._noisy = payload.codec == CODEC_NONE
+        return payload
 
     def lay_out(self, kind: int, level: int, refs: bytes, object_id: bytes, payload: Payload) -> Unsealed:
         """The record with its payload in place. The plaintext is not needed after this."""

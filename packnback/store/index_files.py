@@ -23,7 +23,10 @@ from typing import NamedTuple
 from packnback import errors
 from packnback.ids import KIB, MIB
 
-BALLAST_BYTES = 8 * MIB
+BALLAST_BYTES = 2 * MIB
+"""Held back at least; more as the index grows, since one transaction then changes more of it."""
+_BALLAST_SHARE = 8
+_BALLAST_MOST = 64 * MIB
 LOCK_FILE_BYTES = 32 * KIB
 """LMDB makes of it what fits: 64 bytes for each of about 500 read transactions at a time."""
 
@@ -198,9 +201,11 @@ def release_ballast(directory: str) -> None:
 
 
 def restore_ballast(directory: str, size: int) -> bool:
-    """Hold `size` bytes back; False, and nothing held, when there is no room for them."""
+    """Hold `size` bytes back, or an eighth of the index; False, and nothing held, when there is no room for them."""
     path = os.path.join(directory, "ballast")
     try:
+        if size:
+            size = max(size, min(os.path.getsize(data_path(directory)) // _BALLAST_SHARE, _BALLAST_MOST))
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if size and os.fstat(fd).st_size < size:
