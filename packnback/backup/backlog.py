@@ -60,7 +60,7 @@ class Backlog:
         stored: Callable[[Sequence[Block]], None] | None = None,
     ) -> None:
         """A part whose `contents` complete some of its entries; `stored` is then told of its blocks."""
-        weight = _ENTRY_BYTES * len(entries) + _CONTENT_BYTES * sum(content.weight for _, content in contents)
+        weight = _ENTRY_BYTES * len(entries) + _CONTENT_BYTES * sum([content.weight for _, content in contents])
         self._add(_Waiting(path, (), entries, contents, stored, weight))
 
     def drain(self) -> None:

@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from operator import attrgetter, itemgetter
 from typing import TypeVar
 
 from packnback.backup.ahead import Ahead, Known, Presence, Repository
@@ -46,7 +47,9 @@ from packnback.format.entry import DIRECTORY, FILE, Entry, Extent, decode_block
 from packnback.format.listing import path_key
 
 T = TypeVar("T")
-_TYPE = 0o170000
+_TYPE, _DIRECTORY = 0o170000, 0o040000
+_STATUS = itemgetter(1)
+_USER, _GROUP = attrgetter("st_uid"), attrgetter("st_gid")
 
 
 class Remembered:
@@ -279,10 +282,11 @@ class _Changed:
         # Only stamps are kept, not what lstat said: a part may wait for its contents for long.
         self._stamps = file_system.settled(part.children, now_ns)
         self._settled = len(self._stamps) == len(part.children)
-        linked = any(s.st_nlink > 1 for n, s in part.children if s.st_mode & _TYPE != 0o040000)
+        statuses = list(map(_STATUS, part.children))
+        linked = any(s.st_nlink > 1 and s.st_mode & _TYPE != _DIRECTORY for s in statuses)
         self._links_device = part.device if linked else 0
-        self._users = sorted({s.st_uid for _, s in part.children})
-        self._groups = sorted({s.st_gid for _, s in part.children})
+        self._users = sorted(set(map(_USER, statuses)))
+        self._groups = sorted(set(map(_GROUP, statuses)))
 
     def file(self, name: bytes, status: os.stat_result) -> Entry | None:
         """See `reuse.Visit`."""
@@ -302,11 +306,14 @@ class _Changed:
     ) -> None:
         """See `reuse.Visit`."""
         files = [entry for entry in entries if entry.type == FILE]
-        stamps = [NO_STAMP if e.name in doubtful else self._stamps.get(e.name, NO_STAMP) for e in files]
+        if doubtful:
+            stamps = [NO_STAMP if e.name in doubtful else self._stamps.get(e.name, NO_STAMP) for e in files]
+        else:
+            stamps = [self._stamps.get(e.name, NO_STAMP) for e in files]
         row = PartRow(
             self._signature if whole and not doubtful and self._settled else b"",
             self._links_device,
-            sum(entry.type == DIRECTORY for entry in entries),
+            [entry.type for entry in entries].count(DIRECTORY),
             self._users,
             self._groups,
             blocks,
@@ -335,12 +342,12 @@ def _entries_of(row: PartRow) -> dict[bytes, tuple[Entry, bytes]]:
 def _uses(files: Sequence[Entry]) -> dict[bytes, int]:
     """Bytes of each bundle that small files use; what lies in the same place is counted once."""
     places = {
-        (entry.extents[0].id, entry.extents[0].offset): entry.size
+        entry.extents[0]
         for entry in files
         if entry.check and entry.size < FILE_MIN and len(entry.extents) == 1
     }
     uses: dict[bytes, int] = {}
-    for (bundle, _), size in places.items():
+    for bundle, _, size in places:
         if bundle is not None:
             uses[bundle] = uses.get(bundle, 0) + size
     return uses

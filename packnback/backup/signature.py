@@ -60,11 +60,12 @@ class FileSystem(NamedTuple):
         """Stamps of those files that would show it if they were changed from `now_ns` on; by name."""
         slow_ns = now_ns - (_SECONDS_MARGIN_NS if self.local else _REMOTE_MARGIN_NS)
         fast_ns = now_ns - _COARSE_MARGIN_NS if self.fine else slow_ns
+        pack, stable = _STAMP.pack, self.stable_inodes
         return {
-            name: stamp(status, self)
+            name: pack(ctime_ns, status.st_ino if stable else 1)
             for name, status in found
             # A ctime of whole seconds may be all that an ext4 with small inodes keeps.
-            if status.st_ctime_ns < (fast_ns if status.st_ctime_ns % _SECOND else slow_ns)
+            if (ctime_ns := status.st_ctime_ns) < slow_ns or (ctime_ns < fast_ns and ctime_ns % _SECOND)
         }
 
 

@@ -76,7 +76,7 @@ def encode_entries(entries: Sequence[Entry]) -> list[Block]:
 def _block(entries: Sequence[Entry], ids: Sequence[bytes], data: bytes) -> Block:
     sizes = [entry.size for entry in entries if entry.type == FILE]
     # Objects of extents stand on a level of their own depth; those at the top of a file's list on the highest.
-    level = max((entry.far_depth for entry in entries), default=0)
+    level = max([entry.far_depth for entry in entries], default=0)
     return Block(ids, data, Totals(len(entries), len(sizes), sum(sizes)), level)
 
 
