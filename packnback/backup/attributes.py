@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 
 from packnback.backup.roots import Report
+from packnback.backup.walk import CALL_LIMIT
 from packnback.format.entry import NO_XATTRS
 from packnback.ids import KIB
 
@@ -37,6 +38,14 @@ class AttributeReader:
             return not os.listxattr(fd)
         except OSError:
             return False
+
+    def read_name(
+        self, directory: int, name: bytes, path: bytes, device: int
+    ) -> tuple[Mapping[bytes, bytes], bool]:
+        """As `read`, of `name` in an open directory, which may be a link or anything else that must not be opened."""
+        # The system has no such call; /proc leads to a directory that lies deeper than a path can tell.
+        at = path if len(path) <= CALL_LIMIT else b"/proc/self/fd/%d/%b" % (directory, name)
+        return self.read(at, path, device)
 
     def read(self, at: int | bytes, path: bytes, device: int) -> tuple[Mapping[bytes, bytes], bool]:
         """(attributes, whether that is all of them) of a descriptor, or of a path without following links."""

@@ -121,7 +121,7 @@ class FileReader:
                 return known
         if status.st_size == 0:
             # Whoever writes to it now may as well have written later: there is nothing to open it for.
-            xattrs, whole = self._attributes.read(path, path, status.st_dev)
+            xattrs, whole = self._attributes.read_name(directory, name, path, status.st_dev)
             return StoredFile(status, None, xattrs, whole)
         try:
             fd = self._open(directory, name, status)

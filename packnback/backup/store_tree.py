@@ -242,7 +242,7 @@ class TreeStore:
             entry.implicit = name in part.implicit
         if status.st_nlink > 1 and entry.type != DIRECTORY:
             entry.link_key = self._cuts.link_key(status.st_dev, status.st_ino)
-        entry.xattrs, whole = self._attributes.read(path, path, status.st_dev)
+        entry.xattrs, whole = self._attributes.read_name(part.fd, name, path, status.st_dev)
         entries.append(entry)
         return whole
 

@@ -25,11 +25,15 @@ from packnback.backup.exclude import Excludes
 from packnback.backup.itself import Identity
 from packnback.backup.roots import Report, Roots, RootTree
 from packnback.format.entry import NAME_LIMIT
+from packnback.format.listing import PATH_LIMIT
 
 PART_MIN = 1024
 """A directory of at most this many names is never split."""
 PART_LIMIT = 8192
 """A part is cut before it would have more names than this."""
+
+CALL_LIMIT = 4000
+"""Longest path that is handed to the system in one piece; it takes 4095 bytes."""
 
 CACHE_TAG = b"CACHEDIR.TAG"
 CACHE_TAG_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
@@ -124,7 +128,7 @@ class Walk:
         assert pending.tree is not None
         source = b"/" + pending.path
         try:
-            fd = os.open(source, _OPEN_ABOVE)
+            fd = open_directory(source, _OPEN_ABOVE)
         except OSError as error:
             self._failed(source, error)
             return
@@ -169,8 +173,11 @@ class Walk:
         source = b"/" + pending.path
         if (pending.device, pending.inode) == self._options.repository:
             return None
+        if len(pending.path) >= PATH_LIMIT:
+            self._report(source[:CALL_LIMIT] + b"...", "the path is too long; nothing below it is backed up")
+            return None
         try:
-            fd = os.open(source, _OPEN_DIRECTORY)
+            fd = open_directory(source, _OPEN_DIRECTORY)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -231,6 +238,28 @@ class Walk:
 
     def _failed(self, path: bytes, error: OSError) -> None:
         self._report(path, os.strerror(error.errno or 0))
+
+
+def open_directory(path: bytes, flags: int) -> int:
+    """Open a directory by its absolute path, of whatever length: a longer one than the system takes, step by step."""
+    above = -1
+    try:
+        while len(path) > CALL_LIMIT:
+            first, path = _cut(path)
+            step = os.open(first, _OPEN_ABOVE, dir_fd=above if above >= 0 else None)
+            if above >= 0:
+                os.close(above)
+            above = step
+        return os.open(path, flags, dir_fd=above if above >= 0 else None)
+    finally:
+        if above >= 0:
+            os.close(above)
+
+
+def _cut(path: bytes) -> tuple[bytes, bytes]:
+    """The beginning of a long path, not longer than the system takes, and what is left of it."""
+    at = path.rfind(b"/", 1, CALL_LIMIT)
+    return path[:at], path[at:].lstrip(b"/")
 
 
 def split(names: Sequence[bytes], starts: Callable[[bytes], bool]) -> Iterator[Sequence[bytes]]:
