@@ -3,11 +3,13 @@
 The order is fixed by what undoes what. A change of owner clears set-user-id bits and file capabilities, so it comes
 first; attributes need write permission, so they come before the mode; any change moves the times, so they are
 last. Set-id bits and capabilities are given only to a file whose owner and group are the recorded ones: a
-set-user-id program that ended up with another owner would be somebody else's privilege.
+set-user-id program that ended up with another owner would be somebody else's privilege. What is made in a
+directory with a default access control list is given one, and loses it again unless it had it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from packnback.format.entry import DIRECTORY, SYMLINK, Entry
 
 SET_ID = stat.S_ISUID | stat.S_ISGID
 _CAPABILITIES = b"security.capability"
+_ACLS = frozenset(("system.posix_acl_access", "system.posix_acl_default"))
 _NOBODY = (1 << 32) - 1
 """The id that no file can have: to chown(2) it means to leave things as they are."""
 
@@ -44,8 +47,13 @@ class Ownership:
         return None
 
 
-def apply_to_fd(fd: int, entry: Entry, ownership: Ownership, now: tuple[int, int]) -> list[str]:
-    """Set everything on an open file or directory whose owner is `now`; the reasons of what could not be set."""
+def apply_to_fd(
+    fd: int, entry: Entry, ownership: Ownership, now: tuple[int, int], *, acl: bool = False
+) -> list[str]:
+    """Set everything on an open file or directory whose owner is `now`; the reasons of what could not be set.
+
+    `acl`: whether it may have an access control list already.
+    """
     problems: list[str] = []
     owner = now
     if now != (entry.uid, entry.gid) and (change := ownership.change(entry, now)) is not None:
@@ -54,6 +62,8 @@ def apply_to_fd(fd: int, entry: Entry, ownership: Ownership, now: tuple[int, int
             owner = (entry.uid, entry.gid)
         except OSError as error:
             problems.append(f"owner: {error.strerror}")
+    if acl:
+        problems += _drop_acls(fd, entry)
     for name, value in entry.xattrs.items():
         if name == _CAPABILITIES and owner != (entry.uid, entry.gid):
             continue
@@ -61,15 +71,21 @@ def apply_to_fd(fd: int, entry: Entry, ownership: Ownership, now: tuple[int, int
             os.setxattr(fd, name, value)
         except OSError as error:
             problems.append(f"attribute {name.decode(errors='replace')}: {error.strerror}")
+    # One by one: file systems that know no modes (FAT, SMB) know times, and by these a file is known again.
     try:
         os.fchmod(fd, mode_for(entry, owner))
+    except OSError as error:
+        problems.append(f"mode: {error.strerror}")
+    try:
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
     except (OSError, OverflowError) as error:
-        problems.append(f"mode or time: {error}")
+        problems.append(f"time: {error}")
     return problems
 
 
-def apply_to_name(folder: int, name: bytes, entry: Entry, ownership: Ownership) -> list[str]:
+def apply_to_name(
+    folder: int, name: bytes, entry: Entry, ownership: Ownership, *, acl: bool = False
+) -> list[str]:
     """The same for what must not be opened: symlinks (which have no mode), fifos, devices.
 
     Everything goes through an O_PATH descriptor of the very thing, by way of /proc (as proc(5) has it, such a link
@@ -90,6 +106,8 @@ def apply_to_name(folder: int, name: bytes, entry: Entry, ownership: Ownership) 
                 owner = (entry.uid, entry.gid)
             except OSError as error:
                 problems.append(f"owner: {error.strerror}")
+        if acl and entry.type != SYMLINK:
+            problems += _drop_acls(itself, entry)
         for key, value in entry.xattrs.items():
             try:
                 os.setxattr(itself, key, value)
@@ -98,12 +116,28 @@ def apply_to_name(folder: int, name: bytes, entry: Entry, ownership: Ownership) 
         try:
             if entry.type != SYMLINK:
                 os.chmod(itself, mode_for(entry, owner))
+        except OSError as error:
+            problems.append(f"mode: {error.strerror}")
+        try:
             os.utime(itself, ns=(entry.mtime_ns, entry.mtime_ns))
         except (OSError, OverflowError) as error:
-            problems.append(f"mode or time: {error}")
+            problems.append(f"time: {error}")
         return problems
     finally:
         os.close(fd)
+
+
+def _drop_acls(at: int | bytes, entry: Entry) -> list[str]:
+    """Take away access control lists that were not recorded: they may let in whom the original kept out."""
+    problems = []
+    try:
+        for name in _ACLS.intersection(os.listxattr(at)):
+            if os.fsencode(name) not in entry.xattrs:
+                os.removexattr(at, name)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            problems.append(f"access control list: {error.strerror}")
+    return problems
 
 
 def mode_for(entry: Entry, owner: tuple[int, int]) -> int:

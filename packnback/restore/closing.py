@@ -51,7 +51,8 @@ class Closer:
             return
         fd = self._target.folder(frame.path).fd
         found = os.fstat(fd)
-        for reason in apply_to_fd(fd, frame.entry, self._ownership, (found.st_uid, found.st_gid)):
+        owner = (found.st_uid, found.st_gid)
+        for reason in apply_to_fd(fd, frame.entry, self._ownership, owner, acl=True):
             self._result.add(frame.path, reason, Trouble.ATTRIBUTE)
 
     def _delete_unknown(self, target: Target, frame: Frame) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ OPEN_FILES_LIMIT = 128
 TEMPORARY = b".packnback-"
 DAMAGED = b".damaged"
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS))
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
@@ -184,7 +185,9 @@ class FileWriter:
         if folder.new_owner is None:
             found = os.fstat(fd)
             folder.new_owner = (found.st_uid, found.st_gid)
-        for reason in apply_to_fd(fd, task.entry, self._ownership, folder.new_owner):
+        for reason in apply_to_fd(
+            fd, task.entry, self._ownership, folder.new_owner, acl=folder.has_default_acl()
+        ):
             self.result.add(task.path, reason, Trouble.ATTRIBUTE)
 
     def _content_holds(self, task: FileTask, fd: int) -> bool:
@@ -204,6 +207,12 @@ class FileWriter:
         folder = self._target.folder(task.folder)
         if task.temporary:
             task.fd = os.open(task.temporary, _REOPEN, dir_fd=folder.fd)
+            found = os.fstat(task.fd)
+            if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
+                # Somebody who may write to the directory put a link to a file elsewhere in its place.
+                os.close(task.fd)
+                task.fd, task.temporary = -1, b""
+                raise errors.Refused("the file was exchanged while it was written")
         else:
             temporary = TEMPORARY + secrets.token_hex(8).encode()
             task.fd = os.open(temporary, _CREATE, 0o600, dir_fd=folder.fd)

@@ -171,7 +171,7 @@ class _Restorer:
             elif self._writer is None or self._target is None:
                 self._result.others += 1
             else:
-                make_special(self._target, frame.path, entry, self._ownership, self._result, replace=replace)
+                self._special(self._target, frame.path, entry, replace)
         except (OSError, errors.Refused) as error:
             report_failure(self._result, join(frame.path, entry.name), error)
 
@@ -214,6 +214,19 @@ class _Restorer:
             self._ask_for(task)
         task.planned = True
 
+    def _special(self, target: Target, folder: bytes, entry: Entry, replace: bool) -> None:
+        path = join(folder, entry.name)
+        if (primary := self._primary_of(path, entry)) is not None:
+            self._window.links.append(Link(folder, entry.name, replace, primary))
+            return
+        made = False
+        try:
+            made = make_special(target, folder, entry, self._ownership, self._result, replace=replace)
+        finally:
+            if not made and entry.link_key and self._primaries[entry.link_key][1] == path:
+                # There is nothing to link to: the next name will be made by itself.
+                del self._primaries[entry.link_key]
+
     def _ask_for(self, task: FileTask) -> None:
         """Plan all pieces of a file; a file of very many is begun before all of them are planned."""
         at = 0
@@ -231,13 +244,14 @@ class _Restorer:
             task.absent += task.entry.size - at
 
     def _primary_of(self, path: bytes, entry: Entry) -> bytes | None:
-        """The first name of the same hard-linked file, or None if `path` is it.
+        """The first name of the same hard-linked file (symlink, fifo, device), or None if `path` is it.
 
-        Names are linked only if all that is recorded of their content agrees, whatever their keys say.
+        Names are linked only if all that is recorded of what they name agrees, whatever their keys say.
         """
         if not entry.link_key:
             return None
-        content = repr((entry.size, [(e.id, e.offset, e.length) for e in entry.extents], list(entry.far)))
+        extents = [(e.id, e.offset, e.length) for e in entry.extents]
+        content = repr((entry.type, entry.size, extents, list(entry.far), entry.target, entry.rdev))
         fingerprint = blake3(content.encode()).digest(16)
         known, primary = self._primaries.setdefault(entry.link_key, (fingerprint, path))
         return primary if known == fingerprint and primary != path else None

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from packnback.format.entry import BLOCK, CHAR, FIFO, SOCKET, SYMLINK, Entry
 from packnback.restore.attributes import Ownership, apply_to_name
@@ -19,23 +21,25 @@ from packnback.restore.target import Target
 
 def make_special(
     target: Target, folder: bytes, entry: Entry, ownership: Ownership, result: RestoreResult, *, replace: bool
-) -> None:
-    """Make a symlink, fifo or device. Raises OSError (FileExistsError if it stands there) or Refused."""
+) -> bool:
+    """Make a symlink, fifo or device; whether there is one now. Raises OSError (FileExistsError, too) or Refused."""
     path = join(folder, entry.name)
     if entry.type == SOCKET:
         result.add(path, "a socket: the program that listens on it makes it", Trouble.NOTE)
-        return
+        return False
     if entry.type in (CHAR, BLOCK) and not ownership.root:
         result.add(path, "only root can make devices", Trouble.FAILED)
-        return
+        return False
     above = target.folder(folder)
     name = _temporary() if replace else entry.name
     _make(above.fd, name, entry)
-    for reason in apply_to_name(above.fd, name, entry, ownership):
-        result.add(path, reason, Trouble.ATTRIBUTE)
-    if replace:
-        give_name(above.fd, name, entry.name, replace=True)
+    with _taken_back(above.fd, name):
+        for reason in apply_to_name(above.fd, name, entry, ownership, acl=above.has_default_acl()):
+            result.add(path, reason, Trouble.ATTRIBUTE)
+        if replace:
+            give_name(above.fd, name, entry.name, replace=True)
     result.others += 1
+    return True
 
 
 def make_link(
@@ -52,8 +56,20 @@ def make_link(
     finally:
         os.close(above)
     if replace:
-        give_name(below, new, name, replace=True)
+        with _taken_back(below, new):
+            give_name(below, new, name, replace=True)
     result.others += 1
+
+
+@contextmanager
+def _taken_back(folder: int, name: bytes) -> Iterator[None]:
+    """Remove what was made under `name` if it does not come to anything."""
+    try:
+        yield
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+        raise
 
 
 def _make(above: int, name: bytes, entry: Entry) -> None:

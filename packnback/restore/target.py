@@ -33,6 +33,17 @@ class Folder:
     new_owner: tuple[int, int] | None = None
     """(uid, gid) that a file made here gets: mount options and set-group-id directories have a say in it, so
     it is learnt from the first file."""
+    default_acl: bool | None = None
+    """Whether whatever is made here is given an access control list, if that was asked for already."""
+
+    def has_default_acl(self) -> bool:
+        """Whether whatever is made here is given an access control list that nobody recorded."""
+        if self.default_acl is None:
+            try:
+                self.default_acl = bool(os.getxattr(self.fd, "system.posix_acl_default"))
+            except OSError:  # it has none, or its file system knows none
+                self.default_acl = False
+        return self.default_acl
 
 
 class Target:

@@ -17,6 +17,7 @@ from snapshot_builder import OWNER, Client, directory, other
 from packnback.format.entry import FILE, Entry, Extent, encode_block
 from packnback.format.listing import Child, Group, Totals
 from packnback.ids import Kind
+from packnback.restore import files
 from packnback.restore import restore as module
 from packnback.restore.objects import ObjectReader
 from packnback.restore.options import Overwrite, RestoreOptions
@@ -203,6 +204,31 @@ def test_a_directory_is_swapped_for_a_symlink_while_we_write(
     result = attack(client, client.listing(tree), to, overwrite=Overwrite.ALWAYS)
     assert {p.path: p.kind for p in result.problems} == {b"d007/file": Trouble.REFUSED, b"d007": Trouble.REFUSED}
     assert result.files == 99
+
+
+def test_a_half_written_file_is_swapped_for_a_hard_link(
+    client: Client, to: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who can write in the target links a file from elsewhere to the name under which we go on writing."""
+    monkeypatch.setattr(files, "OPEN_FILES_LIMIT", 1)
+    close = files.FileWriter._close
+    links: list[Path] = []
+
+    def close_and_swap(self: files.FileWriter, task: files.FileTask) -> None:
+        close(self, task)
+        if task.temporary and not task.settled:
+            link = to / os.fsdecode(task.temporary)
+            link.unlink()
+            link.hardlink_to(outside / "file")
+            links.append(link)
+
+    monkeypatch.setattr(files.FileWriter, "_close", close_and_swap)
+    entries = [client.file(b"f%d" % i, b"%d" % i * 9000, pieces=6, mode=0o4777, **OWN) for i in range(4)]
+    result = attack(client, client.listing({b"": entries}), to)
+    assert links
+    for link in links:
+        link.unlink()
+    assert {p.kind for p in result.problems} == {Trouble.REFUSED}
 
 
 def test_deleting_does_not_follow_symlinks(client: Client, to: Path, outside: Path) -> None:

@@ -6,7 +6,9 @@ import errno
 import os
 import random
 import stat
+import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -496,3 +498,96 @@ def test_one_file_that_cannot_be_written_stops_no_other(
     assert told(result) == {b"bad": Trouble.FAILED}
     assert not result.damaged
     assert os.listdir(to) == ["good"]
+
+
+ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+
+
+def acl(*extra: tuple[int, int, int]) -> bytes:
+    """The attribute of an access control list, as acl(5) and the kernel have it: (tag, permissions, id)."""
+    anybody = (1 << 32) - 1
+    rows = sorted([(1, 7, anybody), (4, 5, anybody), (0x10, 7, anybody), (0x20, 0, anybody), *extra])
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *row) for row in rows)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_default_acl_of_the_target_lets_nobody_in(client: Client, to: Path, recorded: bool) -> None:
+    (to / "old").mkdir(parents=True)
+    wanted = acl((2, 6, 54321))
+    try:
+        for place in (to, to / "old"):
+            os.setxattr(place, DEFAULT, acl((2, 7, 12345)))
+    except OSError:
+        pytest.skip("no access control lists on this file system")
+    xattrs = {ACCESS.encode(): wanted} if recorded else {}
+    more = {"mode": 0o770, "xattrs": xattrs, **OWN}
+    tree = {
+        b"": [client.file(b"f", b"x", **more), directory(b"new", **more), directory(b"old", **more)],
+        b"new": [other(b"fifo", ord("p"), **more), client.file(b"pieces", b"x" * 99, pieces=3, **more)],
+        b"old": [client.file(b"f", b"x", **more)],
+    }
+    assert not bring_back(client, tree, to, overwrite=Overwrite.ALWAYS).problems
+    for name in ("f", "new", "old", "new/pieces", "new/fifo", "old/f"):
+        found = {n: os.getxattr(to / name, n) for n in os.listxattr(to / name) if n in (ACCESS, DEFAULT)}
+        assert found == ({ACCESS: wanted} if recorded else {}), name
+        assert stat.S_IMODE((to / name).stat().st_mode) == 0o770
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_nothing_temporary_is_left_of_what_cannot_be_replaced(
+    client: Client, to: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    def rename(*arguments: object, **more: object) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    to.mkdir()
+    names = [b"l", b"f", b"hard"]
+    for name in names:
+        (to / os.fsdecode(name)).write_text("there before")
+    monkeypatch.setattr(os, "rename", rename)
+    file = client.file(b"f", b"x", link_key=b"k", **OWN)
+    tree = {b"": [file, replace(file, name=b"hard"), other(b"l", ord("l"), target=b"t", **OWN)]}
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            bring_back(client, tree, to, overwrite=Overwrite.ALWAYS)
+    else:
+        result = bring_back(client, tree, to, overwrite=Overwrite.ALWAYS)
+        assert told(result) == dict.fromkeys(names, Trouble.FAILED)
+    assert sorted(os.listdir(os.fsencode(to))) == sorted(names)
+    assert {(to / os.fsdecode(name)).read_text() for name in names} == {"there before"}
+
+
+def test_a_file_system_without_modes_still_gets_times(
+    client: Client, to: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fchmod(fd: int, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", fchmod)
+    result = bring_back(client, {b"": [client.file(b"f", b"x", **OWN)]}, to)
+    assert told(result) == {b"f": Trouble.ATTRIBUTE}
+    assert (to / "f").stat().st_mtime_ns == 1_600_000_000_123_456_789
+
+
+def test_names_of_one_symlink_or_fifo_are_linked_again(client: Client, to: Path) -> None:
+    link = other(b"l1", ord("l"), target=b"t", link_key=b"l", **OWN)
+    fifo = other(b"p1", ord("p"), link_key=b"p", **OWN)
+    liar = other(b"p3", ord("p"), link_key=b"l", **OWN)
+    tree = {b"": [link, replace(link, name=b"l2"), fifo, replace(fifo, name=b"p2"), liar]}
+    result = bring_back(client, tree, to)
+    assert (result.problems, result.others) == ([], 5)
+    inodes = {name: (to / name).lstat().st_ino for name in ("l1", "l2", "p1", "p2", "p3")}
+    assert inodes["l1"] == inodes["l2"]
+    assert inodes["p1"] == inodes["p2"]
+    assert inodes["p3"] not in (inodes["l1"], inodes["p1"])
+
+
+def test_each_name_of_a_special_file_that_cannot_be_made_is_told(client: Client, to: Path) -> None:
+    to.mkdir()
+    (to / "l1").mkdir()
+    link = other(b"l1", ord("l"), target=b"t", link_key=b"l", **OWN)
+    result = bring_back(client, {b"": [link, replace(link, name=b"l2")]}, to, overwrite=Overwrite.ALWAYS)
+    assert told(result) == {b"l1": Trouble.REFUSED}
+    assert os.readlink(to / "l2") == "t"
