@@ -214,10 +214,10 @@ class FileWriter:
                 task.fd, task.temporary = -1, b""
                 raise errors.Refused("the file was exchanged while it was written")
         else:
-            temporary = TEMPORARY + secrets.token_hex(8).encode()
-            task.fd = os.open(temporary, _CREATE, 0o600, dir_fd=folder.fd)
-            task.temporary = temporary
+            # Known before it is there: whoever is interrupted in between removes it.
+            task.temporary = TEMPORARY + secrets.token_hex(8).encode()
             self._unfinished[task] = None
+            task.fd = os.open(task.temporary, _CREATE, 0o600, dir_fd=folder.fd)
             os.ftruncate(task.fd, task.entry.size)
         self._open[task] = None
         if len(self._open) > OPEN_FILES_LIMIT:
@@ -236,6 +236,8 @@ class FileWriter:
         if task.temporary:
             try:
                 os.unlink(task.temporary, dir_fd=self._target.folder(task.folder).fd)
+            except FileNotFoundError:
+                pass  # it could not be made
             except (OSError, errors.Refused) as error:
                 self.result.add(join(task.folder, task.temporary), f"left behind: {error}", Trouble.FAILED)
             task.temporary = b""

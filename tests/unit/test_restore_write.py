@@ -482,6 +482,24 @@ def test_an_interrupted_restore_leaves_no_half_file(
     assert os.listdir(to) == []
 
 
+def test_interrupted_while_it_makes_a_temporary_file(
+    client: Client, to: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.open
+
+    def opened(path: str | bytes, flags: int, *rest: int, **more: int | None) -> int:
+        fd = make(path, flags, *rest, **more)
+        if isinstance(path, bytes) and path.startswith(b".packnback-"):
+            os.close(fd)
+            raise KeyboardInterrupt  # the signal came before open could return
+        return fd
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(KeyboardInterrupt):
+        bring_back(client, {b"": [client.file(b"f", b"123456", pieces=3, **OWN)]}, to)
+    assert os.listdir(to) == []
+
+
 def test_one_file_that_cannot_be_written_stops_no_other(
     client: Client, to: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
