@@ -90,7 +90,8 @@ def _rule(pattern: bytes) -> _Rule:
     glob = pattern[1:] if takes_back else pattern
     directories_only = glob.endswith(b"/")
     glob = glob.rstrip(b"/") if glob.strip(b"/") else b""
-    if not glob:
+    # Paths are absolute: nothing in them is called so.
+    if not glob or not {b".", b".."}.isdisjoint(glob.split(b"/")):
         raise UsageError(f"the exclude pattern {_shown(pattern)} matches nothing")
     whole_path = b"/" in glob
     regex = _path_regex(glob) if whole_path else _component(glob)

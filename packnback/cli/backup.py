@@ -13,7 +13,7 @@ from packnback.cli import words
 from packnback.cli.context import Context, configured, current
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
-from packnback.cli.quantities import parse_compression, parse_tag, rfc3339, shown_duration, shown_size
+from packnback.cli.quantities import counted, parse_compression, parse_tag, rfc3339, shown_duration, shown_size
 from packnback.errors import NotAllowed, StorageFailed, UsageError
 from packnback.ids import short
 
@@ -127,6 +127,8 @@ def _stream(
     if stdin is None and exec_ is None:
         if not arguments:
             raise UsageError("what is to be backed up? Name at least one PATH")
+        if "" in arguments:  # a shell variable that was never set; it would mean the current directory
+            raise UsageError("an empty PATH means nothing; write . for the current directory")
         return None
     if dry_run:
         raise UsageError("--dry-run cannot look at a stream")
@@ -169,8 +171,9 @@ def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
         for path in result.unsteady:
             output.problem(f"{shown_path(path)}: changed while it was read")
     size = shown_size(result.bytes)
+    files, dirs = counted(result.files, "file"), counted(result.dirs, "directory")
     if published is None:
-        output.line(f"Would back up {result.files} files and {result.dirs} directories, {size}.")
+        output.line(f"Would back up {files} and {dirs}, {size}.")
         return
     if published.found.value == "reinstalled" and published.continued is not None:
         received = rfc3339(published.continued.received_ns, fraction=False)
@@ -181,7 +184,7 @@ def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
     output.remark(f"Snapshot {short(published.id)}, number {published.sequence} of {key.name}:")
     unchanged = f" ({result.files_unchanged} unchanged)" if result.files_unchanged else ""
     output.remark(
-        f"{result.files} files{unchanged} and {result.dirs} directories, {size};"
+        f"{files}{unchanged} and {dirs}, {size};"
         f" {shown_size(result.bytes_stored)} stored, in {shown_duration(result.seconds)}."
     )
     if result.errors:
@@ -192,7 +195,7 @@ def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
             output.remark(f"  {stage:<16} {seconds:8.2f} s")
 
 
-@app.command("accept-rollback", cls=Command)
+@app.command("accept-rollback", cls=Command, short_help="Go on after an alarm that was looked into.")
 def accept_rollback(
     ctx: typer.Context,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="What you found out; it is kept.")],

@@ -51,6 +51,8 @@ class Context:
     output: Output = field(default_factory=Output)
     reporter: Reporter = field(default_factory=Notes)
     watch: Watch = field(default_factory=Watch)
+    when_interrupted: str = "nothing that was stored before is lost; run it again"
+    """What to do after Ctrl-C."""
 
     def begin(self) -> None:
         """Put the options into effect, once all of them are known."""

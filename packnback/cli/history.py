@@ -27,7 +27,7 @@ def unbroken(context: Context, repository: Repository) -> bool:
     infos = repository.snapshots()
     alarms = [*_holes(repository), *_rollbacks(context, repository, infos)]
     for alarm in alarms:
-        context.reporter.note(alarm)
+        context.reporter.complain(alarm)
     return not alarms
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -121,16 +122,19 @@ def passphrase_(
     new_passphrase_file: NewPassphraseFile = None,
 ) -> None:
     """Set, change or remove the passphrase of a key file."""
-    from packnback.crypto.keyfile import change_passphrase
+    from packnback.crypto.keyfile import change_passphrase, read_key
 
     context = current(ctx)
     if remove and new_passphrase_file:
         raise UsageError("--remove and --new-passphrase-file exclude each other")
-    key = context.load(file)
+    known = passphrase.source_for(file, context.settings.passphrase_file)
+    if known is not None:
+        known = cache(known)  # it is needed twice, and asked for once
+    key = read_key(file, known)
     if key.kind == "public":
         raise KeyCannot("public", ["owner", "put", "list", "restore"], "be protected: there is no secret in it")
     chosen = None if remove else _chosen(file, new_passphrase_file)
-    change_passphrase(file, passphrase.source_for(file, context.settings.passphrase_file), chosen)
+    change_passphrase(file, known, chosen)
     if context.output.json:
         context.output.document({**_facts(file, key), "protected": not remove})
     context.output.remark(f"{file} is {'no longer' if remove else 'now'} protected by a passphrase.")

@@ -16,7 +16,7 @@ from packnback.cli.history import unbroken
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
 from packnback.cli.quantities import rfc3339, shown_size
-from packnback.errors import Damage, EnvelopeRejected
+from packnback.errors import Damage, EnvelopeRejected, PathUnknown, UsageError
 
 if TYPE_CHECKING:
     from packnback.crypto.keys import Reader
@@ -46,7 +46,7 @@ _MARKS = {"added": "+", "removed": "-", "type": "T", "content": "M", "metadata":
 # --- list ------------------------------------------------------------------------------------------------
 
 
-@app.command("list", cls=Command)
+@app.command("list", cls=Command, short_help="List snapshots.")
 def list_(
     ctx: typer.Context,
     everything: Annotated[
@@ -90,7 +90,7 @@ def _open_all(
                 opened[info.name] = open_snapshot(reader, info).metadata
             except (Damage, EnvelopeRejected) as error:
                 damaged = True
-                context.reporter.note(words.words(error).message)
+                context.reporter.complain(words.words(error).message)
     return opened, damaged
 
 
@@ -114,27 +114,31 @@ def _row(info: SnapshotInfo, metadata: Metadata | None) -> dict[str, Any]:
 
 
 def _tell_rows(context: Context, rows: list[dict[str, Any]], *, with_state: bool) -> None:
-    header = ["ID", "CLIENT", "NO.", "RECEIVED", "FILES", "SIZE", "ADDED"]
-    header += ["STATE", "PATHS"] if with_state else ["PATHS"]
-    cells = []
-    for row in rows:
-        state = [row["state"]] if with_state else []
-        damaged = "" if row["complete"] else "(incomplete) "
-        tags = "".join(f" {key}={value}" for key, value in (row["tags"] or {}).items())
-        cells.append(
-            [
-                row["id"][:12],
-                row["client"],
-                str(row["sequence"]),
-                row["received"][:19].replace("T", " "),
-                "-" if row["files"] is None else str(row["files"]),
-                "-" if row["bytes"] is None else shown_size(row["bytes"]),
-                shown_size(row["bytes_added"]),
-                *state,
-                damaged + " ".join(row["paths"] or ["-"]) + tags,
-            ]
-        )
-    context.output.table(header, cells, frozenset({2, 4, 5, 6}))
+    """A table without columns that say nothing; what was added gives way to the paths, where these are known."""
+    known = any(row["files"] is not None for row in rows)
+    columns: dict[str, list[str]] = {
+        "ID": [row["id"][:12] for row in rows],
+        "CLIENT": [row["client"] for row in rows],
+        "NO.": [str(row["sequence"]) for row in rows],
+        "RECEIVED": [row["received"][:16].replace("T", " ") for row in rows],
+    }
+    if known:
+        columns["FILES"] = ["-" if row["files"] is None else str(row["files"]) for row in rows]
+        columns["SIZE"] = ["-" if row["bytes"] is None else shown_size(row["bytes"]) for row in rows]
+    if not known or context.settings.verbose:
+        columns["ADDED"] = [shown_size(row["bytes_added"]) for row in rows]
+    if with_state:
+        columns["STATE"] = [row["state"] for row in rows]
+    if known or not all(row["complete"] for row in rows):
+        columns["PATHS"] = [_shown_paths(row) for row in rows]
+    right = frozenset(i for i, title in enumerate(columns) if title in ("NO.", "FILES", "SIZE", "ADDED"))
+    context.output.table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], right)
+
+
+def _shown_paths(row: dict[str, Any]) -> str:
+    damaged = "" if row["complete"] else "(incomplete) "
+    tags = "".join(f" {key}={value}" for key, value in (row["tags"] or {}).items())
+    return damaged + " ".join(row["paths"] or ["-"]) + tags
 
 
 # --- looking into snapshots ------------------------------------------------------------------------------
@@ -157,6 +161,24 @@ def open_word(reader: ObjectReader, word: str) -> Snapshot:
     return open_snapshot(reader, resolve(word, reader.repository.snapshots()))
 
 
+@contextmanager
+def naming(snapshot: Snapshot) -> Iterator[None]:
+    """Say in which snapshot a path was looked for."""
+    try:
+        yield
+    except PathUnknown as error:
+        raise PathUnknown(error.path, snapshot.info.id.hex()) from error
+
+
+def path_of(argument: str) -> bytes:
+    """A PATH as listings spell it. An empty one is a shell variable that was never set: it means nothing."""
+    from packnback.restore.look import normalise
+
+    if not argument:
+        raise UsageError("an empty PATH means nothing; write / for everything")
+    return normalise(os.fsencode(argument))
+
+
 def listing_of(reader: ObjectReader, snapshot: Snapshot) -> Listing:
     """The listing below a snapshot's root."""
     from packnback.restore.listing import Listing
@@ -176,12 +198,13 @@ def ls(
     from packnback.restore import look
 
     context = current(ctx)
+    wanted = path_of(path)
     with reading(context) as reader:
         opened = open_word(reader, snapshot)
-        found = look.ls(listing_of(reader, opened), look.normalise(os.fsencode(path)), recursive=recursive)
         told = _Entries(context, opened.metadata, long=long)
-        for item in found:
-            told.add(item)
+        with naming(opened):
+            for item in look.ls(listing_of(reader, opened), wanted, recursive=recursive):
+                told.add(item)
         return told.finish()
 
 
@@ -218,11 +241,13 @@ def cat(
     from packnback.restore import look
 
     context = current(ctx)
-    with reading(context, contents=True) as reader:
+    wanted = path_of(path)
+    with reading(context, contents=True, action="read the contents of files") as reader:
         opened = open_word(reader, snapshot)
         listing = listing_of(reader, opened)
-        for piece in look.cat(listing, look.normalise(os.fsencode(path)), opened.header.domain_id):
-            context.output.data(piece)
+        with naming(opened):
+            for piece in look.cat(listing, wanted, opened.header.domain_id):
+                context.output.data(piece)
 
 
 @app.command("diff", cls=Command)
@@ -264,7 +289,7 @@ def _change(change: Change) -> dict[str, Any]:
 
 def note_hole(context: Context, hole: Hole) -> None:
     """Say that a part of a listing could not be read."""
-    context.reporter.note(f"/{shown_path(hole.path)}: {words.reason(hole.problem)}")
+    context.reporter.complain(f"/{shown_path(hole.path)}: {words.reason(hole.problem)}")
 
 
 class _Entries:

@@ -19,9 +19,13 @@ def main() -> int:
         collect_seldom()
         occupy_standard_descriptors()
         from packnback.cli.run import run
-
+    except KeyboardInterrupt:
+        if "--json" in arguments:
+            print('{"error": {"kind": "interrupted", "message": "interrupted"}}')
+        return 130
+    try:
         return run(arguments)
-    except KeyboardInterrupt:  # before the command began, or after it ended
+    except KeyboardInterrupt:  # after the command ended
         return 130
 
 

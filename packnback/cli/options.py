@@ -83,6 +83,19 @@ class LazyGroup(click.Group):
         self._modules = modules
         self.params.extend(shared_options(everything_shown=True))
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it; a mistyped name is told which one it resembles."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            for known in get_close_matches(args[0], self._modules, n=1):
+                error.message += f" Did you mean {known!r}?"
+            raise
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which somebody would meet them."""
         return list(self._modules)

@@ -35,7 +35,11 @@ class Notes:
     def note(self, message: str) -> None:
         """A line on stderr, unless quiet."""
         if not self._quiet:
-            print(f"packnback: {escaped(message)}", file=sys.stderr, flush=True)
+            self.complain(message)
+
+    def complain(self, message: str) -> None:
+        """A line on stderr that even ``-q`` does not silence."""
+        print(f"packnback: {escaped(message)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -76,6 +80,8 @@ class Bar:
                 print(text, file=sys.stderr, flush=True)
             else:
                 self._shown.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    complain = note
 
     def close(self) -> None:
         """Remove the bar."""
@@ -136,6 +142,8 @@ class JsonLines:
         """``{"event": "note", "message"}``."""
         with self._lock:
             _write_line({"event": "note", "message": message})
+
+    complain = note
 
     def close(self) -> None:
         """The last phase ends."""

@@ -11,7 +11,7 @@ from packnback.cli import words
 from packnback.cli.context import Context, current
 from packnback.cli.location import maintenance, reading
 from packnback.cli.options import Command, family
-from packnback.cli.quantities import parse_age, parse_percent, parse_tag, shown_size
+from packnback.cli.quantities import counted, parse_age, parse_percent, parse_tag, shown_size
 from packnback.errors import UsageError
 from packnback.ids import short
 
@@ -75,7 +75,7 @@ def forget(
     _tell_verdicts(context, judged, dry_run=dry_run)
 
 
-@app.command("recover", cls=Command)
+@app.command("recover", cls=Command, short_help="Take `forget` back.")
 def recover(ctx: typer.Context, snapshots: Annotated[list[str], typer.Argument(metavar="SNAPSHOT...")]) -> None:
     """Take `forget` back, as long as nothing has been released."""
     context = current(ctx)
@@ -89,7 +89,7 @@ def recover(ctx: typer.Context, snapshots: Annotated[list[str], typer.Argument(m
         context.output.remark(f"{short(info.id)}  {info.client}: {done}")
 
 
-@app.command("compact", cls=Command)
+@app.command("compact", cls=Command, short_help="Give back the space of what was forgotten.")
 def compact(
     ctx: typer.Context,
     grace: Grace = "7d",
@@ -224,6 +224,8 @@ def _verdict_row(info: SnapshotInfo, verdict: Verdict) -> dict[str, Any]:
 
 
 def _tell_verdicts(context: Context, judged: Sequence[tuple[SnapshotInfo, Verdict]], *, dry_run: bool) -> None:
+    if not judged:
+        context.output.remark("No snapshots.")
     goes = "would go" if dry_run else "forgotten"
     for info, verdict in judged:
         mark = "stays" if verdict.keep else goes
@@ -249,7 +251,7 @@ def _compacted(done: Compacted, names: dict[str, str]) -> dict[str, Any]:
 def _tell_compacted(context: Context, done: Compacted, *, dry_run: bool) -> None:
     would = "Would release" if dry_run else "Released"
     context.output.remark(
-        f"{would} {len(done.released)} snapshots and {done.objects_dropped} objects:"
+        f"{would} {counted(len(done.released), 'snapshot')} and {counted(done.objects_dropped, 'object')}:"
         f" {shown_size(done.bytes_freed)} freed, {shown_size(done.bytes_written)} written;"
         f" {shown_size(done.bytes_total)} stored, {shown_size(done.bytes_live)} in use."
     )

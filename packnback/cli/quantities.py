@@ -80,6 +80,13 @@ def shown_size(size: int) -> str:
     return f"{size} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}iB"
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 file``, ``2 files``, ``3 directories``."""
+    if number == 1:
+        return f"1 {thing}"
+    return f"{number} {thing[:-1] + 'ie' if thing.endswith('y') else thing}s"
+
+
 def shown_duration(seconds: float) -> str:
     """Seconds for people: ``3.1 s``, ``5 min 12 s``, ``2 h 3 min``."""
     if seconds < 60:

@@ -12,7 +12,7 @@ from packnback.cli import words
 from packnback.cli.context import Context, configured, current
 from packnback.cli.location import Directory, Ssh, maintenance
 from packnback.cli.options import Command, family
-from packnback.cli.quantities import parse_percent, shown_size
+from packnback.cli.quantities import counted, parse_percent, shown_size
 from packnback.errors import AlreadyExists, FormatDamage, KeyCannot, UsageError
 
 if TYPE_CHECKING:
@@ -177,14 +177,15 @@ def _tell_check(context: Context, document: dict[str, Any]) -> None:
     if output.json:
         output.document(document)
         return
-    output.remark(f"{document['packs']} packs, {document['objects']} objects, {document['snapshots']} snapshots")
+    output.remark(", ".join(counted(document[f"{thing}s"], thing) for thing in ("pack", "object", "snapshot")))
     if document["index_rebuilt"]:
         output.line("The index was damaged, and has been made anew; it holds nothing that could be lost.")
     _tell_findings(context, document["damage"])
     if "repaired" in document:
         done = document["repaired"]
         output.line(
-            f"Repaired: {len(done['packs_quarantined'])} packs put aside, {done['objects_saved']} objects saved,"
+            f"Repaired: {counted(len(done['packs_quarantined']), 'pack')} put aside,"
+            f" {counted(done['objects_saved'], 'object')} saved,"
             f" {len(done['objects_lost'])} lost."
         )
         if done["objects_lost"]:
@@ -225,7 +226,7 @@ def _read_ids(path: str) -> list[bytes]:
     return ids
 
 
-@app.command("stats", cls=Command)
+@app.command("stats", cls=Command, short_help="Sizes, waste, and what is saved.")
 def stats(
     ctx: typer.Context,
     per_snapshot: Annotated[bool, typer.Option("--snapshots", help="What each snapshot alone holds, too.")] = False,
@@ -256,7 +257,8 @@ def stats(
     if output.json:
         output.document(document if alone is None else {**document, "per_snapshot": alone})
         return
-    output.line(f"{sizes.snapshots} snapshots, {sizes.packs} packs, {sizes.objects} objects")
+    held = counted(sizes.snapshots, "snapshot"), counted(sizes.packs, "pack"), counted(sizes.objects, "object")
+    output.line(", ".join(held))
     output.line(f"stored    {shown_size(sizes.bytes_total):>10}")
     output.line(f"in use    {shown_size(sizes.bytes_live):>10}")
     output.line(f"waste     {shown_size(sizes.bytes_waste):>10}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,10 +9,10 @@ import typer
 from packnback.cli import words
 from packnback.cli.context import current
 from packnback.cli.history import unbroken
-from packnback.cli.look import SnapshotWord, open_word, reading
+from packnback.cli.look import SnapshotWord, naming, open_word, path_of, reading
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
-from packnback.cli.quantities import rfc3339, shown_duration, shown_size
+from packnback.cli.quantities import counted, rfc3339, shown_duration, shown_size
 from packnback.errors import UsageError
 from packnback.ids import short
 
@@ -25,8 +24,10 @@ if TYPE_CHECKING:
 
 app = family()
 
+_AGAIN = "what is there so far is whole; run it again with --overwrite changed"
 
-@app.command("restore", cls=Command)
+
+@app.command("restore", cls=Command, short_help="Bring a snapshot back, or parts of it.")
 def restore(
     ctx: typer.Context,
     snapshot: SnapshotWord,
@@ -56,7 +57,7 @@ def restore(
     if overwrite not in list(Overwrite):
         raise UsageError(f"--overwrite takes never, changed or always, not {overwrite!r}")
     options = RestoreOptions(
-        paths=[os.fsencode(path) for path in paths or ()],
+        paths=[path_of(path) for path in paths or ()],
         overwrite=Overwrite(overwrite),
         delete=delete,
         owners=not no_owner,
@@ -66,7 +67,9 @@ def restore(
     with reading(context, contents=True, action="restore") as reader:
         opened = open_word(reader, snapshot)
         whole = unbroken(context, reader.repository)
-        result = carry_out(reader, opened, to, options, context.watch)
+        context.when_interrupted = _AGAIN
+        with naming(opened):
+            result = carry_out(reader, opened, to, options, context.watch)
     seconds = time.monotonic() - started
     context.reporter.close()
     if context.output.json:
@@ -88,10 +91,11 @@ def _tell_restored(
     received = rfc3339(info.receipt.time_ns, fraction=False)
     context.output.remark(f"Snapshot {short(info.id)}, number {info.sequence} of {info.client}, received {received}:")
     verb = "would be restored" if dry_run else "restored"
-    counted = f"{result.files} files and {result.directories} directories {verb}, {shown_size(result.bytes_restored)}"
+    what = f"{counted(result.files, 'file')} and {counted(result.directories, 'directory')}"
     kept = f", {result.unchanged} unchanged" if result.unchanged else ""
     gone = f", {result.deleted} deleted" if result.deleted else ""
-    context.output.remark(f"{counted}{kept}{gone}, in {shown_duration(seconds)}.")
+    size = shown_size(result.bytes_restored)
+    context.output.remark(f"{what} {verb}, {size}{kept}{gone}, in {shown_duration(seconds)}.")
 
 
 def _document(snapshot_id: bytes, result: RestoreResult, seconds: float) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def _document(snapshot_id: bytes, result: RestoreResult, seconds: float) -> dict
     }
 
 
-@app.command("verify", cls=Command)
+@app.command("verify", cls=Command, short_help="Decrypt and check everything (with a key).")
 def verify(
     ctx: typer.Context,
     snapshots: Annotated[list[str] | None, typer.Argument(metavar="[SNAPSHOT]...")] = None,
@@ -163,5 +167,6 @@ def _tell_verified(context: Context, result: VerifyResult) -> None:
         output.line(words.reason(error))
     for affected in result.affected:
         output.line(f"{short(affected.snapshot)}  /{shown_path(affected.path)}: {affected.reason}")
-    counted = f"{result.snapshots} snapshots, {result.objects} objects, {shown_size(result.bytes_verified)} verified"
-    output.remark(f"{counted}: {'damage found' if result.damaged else 'all is well'}.")
+    what = f"{counted(result.snapshots, 'snapshot')}, {counted(result.objects, 'object')}"
+    found = "damage found" if result.damaged else "all is well"
+    output.remark(f"{what}, {shown_size(result.bytes_verified)} verified: {found}.")

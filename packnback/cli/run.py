@@ -89,8 +89,7 @@ def _outcome(arguments: Sequence[str], context: Context) -> int:
         return _tell("system-error", told, words.FAILED, output)
     except (KeyboardInterrupt, click.Abort):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        told = words.Words("interrupted", "nothing that was stored before is lost; run it again")
-        return _tell("interrupted", told, words.INTERRUPTED, output)
+        return tell_interrupted(context)
     except Exception as error:  # noqa: BLE001 - nobody shall see a traceback who did not ask for one
         _show_traceback()
         told = words.Words(
@@ -114,6 +113,12 @@ def tell(error: PacknbackError, output: Output) -> int:
     return _complain(words.words(error), words.exit_code(error))
 
 
+def tell_interrupted(context: Context) -> int:
+    """Say that somebody asked us to stop; the exit code."""
+    told = words.Words("interrupted", context.when_interrupted)
+    return _tell("interrupted", told, words.INTERRUPTED, context.output)
+
+
 def _tell_usage(error: click.ClickException, output: Output) -> int:
     where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "packnback"
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -124,7 +129,8 @@ def _tell_usage(error: click.ClickException, output: Output) -> int:
 
 def _tell(kind: str, told: words.Words, code: int, output: Output) -> int:
     if output.json:
-        output.document({"error": {"kind": kind, "message": told.message, "hint": told.hint}})
+        hint = {"hint": told.hint} if told.hint is not None else {}
+        output.document({"error": {"kind": kind, "message": told.message, **hint}})
         return code
     return _complain(told, code)
 

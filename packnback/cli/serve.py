@@ -20,7 +20,7 @@ app = family()
 DEBUG_VARIABLE = "PACKNBACK_DEBUG"
 
 
-@app.command("serve", cls=Command)
+@app.command("serve", cls=Command, short_help="Serve a repository: a forced command of ssh.")
 def serve(
     root: Annotated[str, typer.Argument(metavar="REPO", help="The directory.")],
     allow: Annotated[
@@ -43,8 +43,9 @@ def serve(
 
     name, epoch = _client(client)
     bounds = Bounds(name, epoch, parse_size(quota) if quota is not None else None)
+    role = Role(_verbs(allow or []), bounds)
     try:
-        carry_out(os.path.abspath(root), Role(_verbs(allow or []), bounds), Channel(0, 1))
+        carry_out(os.path.abspath(root), role, Channel(0, 1))
     except PacknbackError as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()

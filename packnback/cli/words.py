@@ -173,7 +173,8 @@ def _(e: errors.SnapshotAmbiguous) -> Words:
 def _(e: errors.PathUnknown) -> Words:
     if e.snapshot is None:
         return Words(f"{e.path} does not exist")
-    return Words(f"{e.path} is not in snapshot {e.snapshot[:12]}", "paths start at the root: see `packnback ls -R`")
+    digits = e.snapshot[:12]
+    return Words(f"{e.path} is not in snapshot {digits}", f"paths start at the root: see `packnback ls {digits} -R`")
 
 
 @_for(errors.NothingToBackUp)

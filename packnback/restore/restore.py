@@ -50,7 +50,7 @@ def restore(
     """Bring a snapshot back below the directory `to`, which is made if need be.
 
     Raises KeyCannot for a key that does not open contents, PathUnknown (before anything is written) for a path
-    that is not in the snapshot, DiskFull, or OSError when `to` itself cannot be used.
+    that is not in the snapshot, DiskFull, or StorageFailed when `to` itself cannot be used.
     """
     reader.require(ObjectClass.DATA)
     options = options or RestoreOptions()
@@ -66,7 +66,10 @@ def restore(
         check = ContentCheck(reader.key, snapshot.header.domain_id)
         restorer = _Restorer(listing, target, options, watch, check)
         stack.callback(restorer.abort)
-        return restorer.run(selection)
+        try:
+            return restorer.run(selection)
+        except errors.DiskFull as full:
+            raise errors.DiskFull(os.path.join(os.fsdecode(to), full.path)) from full
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,9 +50,13 @@ class Target:
     """An existing or new directory to restore into. The one that the user named may be a symlink itself."""
 
     def __init__(self, path: str | bytes, *, create: bool = True) -> None:
-        if create:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-        self._root = Folder(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        try:
+            if create:
+                os.makedirs(path, mode=0o700, exist_ok=True)
+            self._root = Folder(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError as error:
+            number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or 0
+            raise errors.StorageFailed("restore to", os.fsdecode(path), os.strerror(number)) from error
         self._open: OrderedDict[bytes, Folder] = OrderedDict()
 
     def __enter__(self) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def source(program: Program) -> Path:
     (top / "empty").mkdir()
     (top / "hello.txt").write_text("hello\n")
     (top / "hello.txt").chmod(0o640)
-    (top / "sub" / "large.bin").write_bytes(bytes(range(256)) * 4096)
+    (top / "sub" / "large.bin").write_bytes(random.Random(1).randbytes(1 << 20))
     (top / "sub" / "deep" / "note.md").write_text("# note\n")
     (top / "link").symlink_to("sub/deep/note.md")
     return top

@@ -34,10 +34,14 @@ def test_usage(program: Program) -> None:
         ["backup", "--stdin", "a/b"], ["backup", "/", "--tag", "novalue"], ["backup", "/", "--compression", "gzip"],
         ["restore", "latest", "--to", "x", "--overwrite", "perhaps"], ["check", "--bad", "file"],
         ["--progress", "loud", "list"], ["compact", "--grace", "soon"], ["accept-rollback"],
+        ["backup", ""], ["backup", "/etc", ""], ["ls", "latest", ""], ["cat", "latest", ""],
+        ["restore", "latest", "", "--to", "x"], ["serve", "x", "--allow", "everything"],
     ):  # fmt: skip
         program(*arguments, code=2)
     assert kind(program("backup", "--json", code=2)) == "usage-error"
     assert kind(program("no-such-command", "--json", code=2)) == "usage-error"
+    assert "Did you mean 'backup'?" in program("bakup", code=2).err
+    assert "--allow takes" in program("serve", "x", "--allow", "everything", code=2).err
 
 
 def test_help_is_not_an_error(program: Program) -> None:
@@ -136,12 +140,18 @@ def test_paths_that_are_not_in_a_snapshot(program: Program, source: Path, snapsh
     assert kind(program("cat", snapshot, source, "--json", code=2)) == "usage-error"
     assert kind(program("restore", snapshot, "/absent", "--to", tmp_path / "o", "--json", code=1)) == "path-unknown"
     assert not (tmp_path / "o").exists()
+    for command in (["ls"], ["cat"], ["restore", "--to", tmp_path / "o"]):
+        error = program(*command, snapshot, "/absent", "--json", code=1).json["error"]
+        assert (error["snapshot"], error["message"]) == (snapshot, f"/absent is not in snapshot {snapshot[:12]}")
     assert kind(program("restore", "latest:nobody", "--to", tmp_path / "o", "--json", code=1)) == "snapshot-unknown"
 
 
 def test_a_target_that_is_a_file(program: Program, snapshot: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    program("restore", snapshot, "--to", tmp_path / "file", "--json", code=1)
+    failed = program("restore", snapshot, "--to", tmp_path / "file", "--json", code=1)
+    assert kind(failed) == "storage-failed"
+    assert failed.json["error"]["message"] == f"cannot restore to {tmp_path}/file: Not a directory"
+    assert kind(program("restore", snapshot, "--to", "/dev/null/x", "--json", code=1)) == "storage-failed"
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -176,6 +186,18 @@ def test_damage_is_found_told_and_kept_from_spreading(program: Program, source: 
     program("-r", copy, "backup", source)
     assert program("-r", copy, "check", "--read-data", "--json").json["damage"] == []
     assert program("-r", copy, "verify", "--json").json["bad"] == []
+
+
+def test_damage_is_told_however_quiet(program: Program, source: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "r"
+    environment = {"PACKNBACK_REPO": str(repository)}
+    program("init", environment=environment)
+    program("backup", source, environment=environment)
+    for pack in (repository / "packs").glob("*/*.pack"):
+        pack.unlink()
+    for command in (["ls", "latest"], ["find", "x"]):
+        done = program("-q", *command, code=4, environment=environment)
+        assert "missing" in done.err
 
 
 def test_another_repository_in_its_place(program: Program, tmp_path: Path) -> None:

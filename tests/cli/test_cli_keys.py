@@ -114,6 +114,15 @@ def test_passphrases(keys: Program) -> None:
     assert keys("key", "show", "safe.key", "--json").json["fingerprint"] == made["fingerprint"]
 
 
+def test_a_passphrase_is_asked_for_once(keys: Program) -> None:
+    old, new = _written(keys, "old", "secret"), _written(keys, "new", "another")
+    keys("key", "new", "once.key", "--new-passphrase-file", old)
+    command = {"PACKNBACK_PASSPHRASE_COMMAND": f"sh -c 'echo asked >> {keys.home}/asked; cat {old}'"}
+    keys("key", "passphrase", "once.key", "--new-passphrase-file", new, environment=command)
+    assert (keys.home / "asked").read_text() == "asked\n"
+    assert keys("key", "show", "once.key", "--passphrase-file", new).code == 0
+
+
 def test_nobody_to_ask_and_bad_sources(keys: Program) -> None:
     keys("key", "new", "guarded.key", "--new-passphrase-file", _written(keys, "word", "secret"))
     assert keys("key", "show", "guarded.key", "--json", code=5).json["error"]["kind"] == "passphrase-needed"

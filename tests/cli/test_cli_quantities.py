@@ -93,6 +93,11 @@ def test_a_time() -> None:
     assert quantities.rfc3339(1_767_323_045_123_456_789, fraction=False) == "2026-01-02T03:04:05Z"
 
 
+def test_counts() -> None:
+    assert [quantities.counted(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    assert quantities.counted(3, "directory") == "3 directories"
+
+
 def test_durations() -> None:
     assert quantities.shown_duration(3.14) == "3.1 s"
     assert quantities.shown_duration(312) == "5 min 12 s"

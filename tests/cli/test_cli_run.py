@@ -53,6 +53,24 @@ def test_interrupted(program: Program, number: signal.Signals) -> None:
     program("check")
 
 
+def test_an_interrupted_restore_says_how_it_goes_on(program: Program, tmp_path: Path) -> None:
+    program("backup", "--stdin", "large", stdin=os.urandom(64 << 20))
+    to = tmp_path / "to"
+    process = program.start(["restore", "latest", "--to", to, "--json"])
+    while not to.exists() or not os.listdir(to):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, err.strip()) == (130, b"")
+    error = json.loads(out)["error"]
+    assert error["kind"] == "interrupted"
+    assert "--overwrite changed" in error["hint"]
+    assert os.listdir(to) == []
+    program("restore", "latest", "--to", to, "--overwrite", "changed")
+    assert (to / "large").stat().st_size == 64 << 20
+
+
 def test_whoever_reads_may_go_away(program: Program, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()

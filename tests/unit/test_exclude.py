@@ -66,7 +66,7 @@ def test_a_file_of_patterns() -> None:
     assert not excluded(patterns, b"/y.o")
 
 
-@pytest.mark.parametrize("pattern", [b"", b"/", b"//", b"!", b"!/", b"[z-a]"])
+@pytest.mark.parametrize("pattern", [b"", b"/", b"//", b"!", b"!/", b"[z-a]", b"./x", b"a/../b"])
 def test_patterns_that_mean_nothing_are_refused(pattern: bytes) -> None:
     with pytest.raises(UsageError):
         Excludes([pattern])
