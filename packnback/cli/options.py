@@ -92,9 +92,10 @@ class LazyGroup(click.Group):
         except click.UsageError as error:
             from difflib import get_close_matches
 
-            for known in get_close_matches(args[0], self._modules, n=1):
-                error.message += f" Did you mean {known!r}?"
-            raise
+            close = get_close_matches(args[0], self._modules, n=1)
+            if not close:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which somebody would meet them."""
