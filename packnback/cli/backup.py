@@ -81,6 +81,9 @@ def backup(
             dry_run=dry_run,
             cache_directory=None if no_cache else cache_directory(),
         )
+        for path in paths or () if stream is None else ():
+            if os.path.islink(path.rstrip("/")):
+                context.reporter.note(f"{path} is a symbolic link: the link is stored, not what it leads to")
         key = context.put_key()
         repository = stack.enter_context(context.repository("put", wait_s=wait))
         result = save(repository, key, options, context.watch)

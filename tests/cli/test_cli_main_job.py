@@ -207,6 +207,14 @@ def test_paths_that_are_not_there(program: Program, source: Path) -> None:
     assert [error["path"] for error in done["errors"]] == ["/no/such"]
 
 
+def test_a_path_that_is_a_link_is_told(program: Program, source: Path) -> None:
+    for argument in (f"{source}/link", f"{source}/link/"):
+        done = program("backup", argument, "--json")
+        assert "is a symbolic link: the link is stored" in done.err
+        assert (done.json["files"], done.json["errors"]) == (0, [])
+    assert program("backup", source, "--json").err == ""
+
+
 def test_excludes_and_dry_run(program: Program, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     for name in ("keep.txt", "drop.tmp", "listed.o", "cache/CACHEDIR.TAG", "cache/x", "marked/.nobackup", "marked/y"):
