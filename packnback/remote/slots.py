@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from blake3 import blake3
 
 from packnback.errors import Refused, StorageFailed
+from packnback.store.layout import SESSIONS
 from packnback.store.mounts import is_remote
 
 SESSIONS_MAX = 4
-_SESSIONS = "sessions"
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -33,7 +33,7 @@ def session_slot(root: str, client_id: bytes) -> Iterator[None]:
     if is_remote(root):
         yield
         return
-    path = os.path.join(root, _SESSIONS)
+    path = os.path.join(root, SESSIONS)
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:

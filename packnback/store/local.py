@@ -44,7 +44,7 @@ def create_local(path: str, owner_bundle: bytes, watch: Watch | None = None) -> 
         make_root(path)
     except OSError as error:
         raise storage_error("make", path, error) from error
-    ours = {*layout.DIRECTORIES, layout.README, layout.LOCK, layout.GATE, INDEX}
+    ours = {*layout.DIRECTORIES, layout.README, layout.LOCK, layout.GATE, layout.SESSIONS, INDEX}
     strangers = set(os.listdir(path)) - ours - {"lost+found"}
     if strangers:
         raise AlreadyExists(path)

@@ -197,6 +197,25 @@ def test_a_reader_tells_pruned_from_rolled_back(tmp_path: Path) -> None:
     assert "number 2 was seen" in done.err
 
 
+def test_a_repository_that_was_served_gets_its_lost_config_back(tmp_path: Path) -> None:
+    """`serve` leaves a file of its own, which does not make the directory somebody else's."""
+    program, source, repository = Program(tmp_path / "home"), tmp_path / "source", tmp_path / "repository"
+    source.mkdir()
+    (source / "file").write_text("content")
+    environment = {
+        "PACKNBACK_SSH": LOOPBACK,
+        "PACKNBACK_REPO": f"ssh://far{repository}",
+        "PATH": f"{Path(sys.executable).parent}:{program.environment['PATH']}",
+    }
+    program("-r", repository, "init")
+    program("backup", source, environment=environment)
+    config = (repository / "config").read_bytes()
+    (repository / "config").unlink()
+    program("-r", repository, "init")
+    assert (repository / "config").read_bytes() == config
+    program("backup", source, environment=environment)
+
+
 # --- round trips --------------------------------------------------------------------------------------------------
 
 ROUND_TRIPS_MAX = 40
