@@ -38,18 +38,21 @@ def serve(
     """Serve a repository on stdin and stdout, as the forced command of an ssh key."""
     from packnback.remote.channel import Channel
     from packnback.remote.intake import Bounds
-    from packnback.remote.server import Role
+    from packnback.remote.server import IDLE_S, Role
     from packnback.remote.serving import serve as carry_out
 
     name, epoch = _client(client)
     bounds = Bounds(name, epoch, parse_size(quota) if quota is not None else None)
     role = Role(_verbs(allow or []), bounds)
+    channel = Channel(0, 1, IDLE_S)
     try:
-        carry_out(os.path.abspath(root), role, Channel(0, 1))
+        carry_out(os.path.abspath(root), role, channel)
     except PacknbackError as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         return words.exit_code(error)
+    finally:
+        channel.detach()
     return words.DONE
 
 

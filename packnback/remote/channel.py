@@ -15,43 +15,70 @@ _PIECES_AT_ONCE = 16
 
 
 class Channel:
-    """Reads from one descriptor and writes to another; one reader and one writer at a time."""
+    """Reads from one descriptor and writes to another; one reader and one writer at a time.
 
-    def __init__(self, read_fd: int, write_fd: int) -> None:
+    With `patience_s` a write is given up when the other end has taken nothing for so many seconds.
+    """
+
+    def __init__(self, read_fd: int, write_fd: int, patience_s: float | None = None) -> None:
         self._read_fd = read_fd
         self._write_fd = write_fd
+        self._patience_s = patience_s
         for fd in (read_fd, write_fd):
             _widen(fd)
+        self._blocked = os.get_blocking(write_fd)
+        if patience_s is not None:
+            os.set_blocking(write_fd, False)
 
     def read(self, timeout_s: float | None = None) -> bytes | None:
         """What has come, at least a byte; ``b""`` at the end; None if nothing came in `timeout_s` seconds."""
         if timeout_s is not None and not self.readable(timeout_s):
             return None
-        try:
-            return os.read(self._read_fd, READ_LIMIT)
-        except ConnectionResetError:
-            return b""
+        while True:
+            try:
+                return os.read(self._read_fd, READ_LIMIT)
+            except ConnectionResetError:
+                return b""
+            except BlockingIOError:  # both descriptors are one socket, which does not block
+                self.readable(None)
 
-    def readable(self, timeout_s: float) -> bool:
+    def readable(self, timeout_s: float | None) -> bool:
         """Whether `read` would not have to wait, after at most `timeout_s` seconds."""
-        poll = select.poll()
-        poll.register(self._read_fd, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
+        return _ready(self._read_fd, select.POLLIN, timeout_s)
 
     def write(self, pieces: Sequence[Buffer]) -> None:
-        """Write all of it. Raises BrokenPipeError when nobody is there to read it any more."""
+        """Write all of it. Raises BrokenPipeError when nobody is there to read it any more, TimeoutError when
+        somebody is and does not.
+        """
         left = [memoryview(piece) for piece in pieces if len(piece)]
         while left:
-            written = os.writev(self._write_fd, left[:_PIECES_AT_ONCE])
+            try:
+                written = os.writev(self._write_fd, left[:_PIECES_AT_ONCE])
+            except BlockingIOError:
+                if not _ready(self._write_fd, select.POLLOUT, self._patience_s):
+                    raise TimeoutError from None
+                continue
+            except ConnectionResetError as error:  # a socket's word for it
+                raise BrokenPipeError(error.errno, error.strerror) from None
             while left and written >= len(left[0]):
                 written -= len(left.pop(0))
             if written:
                 left[0] = left[0][written:]
 
+    def detach(self) -> None:
+        """Leave the descriptors as they were found: whoever else has them open (a shell) may expect them to block."""
+        os.set_blocking(self._write_fd, self._blocked)
+
     def close(self) -> None:
         """Close both descriptors."""
         for fd in {self._read_fd, self._write_fd}:
             os.close(fd)
+
+
+def _ready(fd: int, event: int, timeout_s: float | None) -> bool:
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 def _widen(fd: int) -> None:

@@ -6,9 +6,11 @@ sends, compares the owner with its own key; a head is the client's own only if i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
+
+from blake3 import blake3
 
 import packnback
 from packnback.crypto.bundle import OwnerBundle
@@ -115,11 +117,8 @@ class RemoteRepository:
         """See `interface.Repository.session`. Raises NotAllowed, Locked, Refused (too many sessions)."""
         wait_ms = _milliseconds(self.wait_s if wait_s is None else wait_s)
         self._link.call(frames.OpenSession(certificate, wait_ms), frames.Opened)
-        try:
+        with self._ending(lambda: self._link.ask(frames.CloseSession())):
             yield RemoteSession(self._link, certificate, self.config)
-        finally:
-            if self._link.alive:
-                self._link.ask(frames.CloseSession())
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -128,16 +127,26 @@ class RemoteRepository:
         """Keep the repository from being compacted meanwhile."""
         wait_ms = _milliseconds(self.wait_s if wait_s is None else wait_s)
         self._link.call(frames.BeginReading(wait_ms), frames.Done)
+        with self._ending(lambda: self._link.call(frames.EndReading(), frames.Done)):
+            yield
+
+    @contextmanager
+    def _ending(self, end: Callable[[], object]) -> Iterator[None]:
+        """Tell the far side that something is over, unless we were interrupted: it may be the reason for that, and
+        neither read nor answer. To hang up ends everything.
+        """
         try:
             yield
-        finally:
+        except Exception:
             if self._link.alive:
-                self._link.call(frames.EndReading(), frames.Done)
+                end()
+            raise
+        if self._link.alive:
+            end()
 
     def snapshots(self) -> list[SnapshotInfo]:
         """See `interface.Repository.snapshots`."""
-        rows = self._link.call(frames.ListSnapshots(), frames.Snapshots).rows
-        return [values.decode(SnapshotInfo, row) for row in rows]
+        return self._link.call(frames.ListSnapshots(), frames.Snapshots).rows
 
     def read_snapshot(self, name: str) -> bytes:
         """See `interface.Repository.read_snapshot`."""
@@ -257,9 +266,14 @@ class RemoteSession:
             raise SnapshotDamage(snapshot_id.hex(), "the far side gives it out for this client's newest")
         return Head(header.sequence, snapshot_id, told.received_ns, header.epoch)
 
-    def commit(self, snapshot: bytes) -> Committed:
+    def commit(self, data: bytes) -> Committed:
         """See `interface.Session.commit`."""
-        told = self._link.call(frames.Commit(snapshot), frames.CommittedAs)
+        told = self._link.call(frames.Commit(data), frames.CommittedAs)
+        raw = data[: snapshot.HEADER_LEN]
+        header = snapshot.decode_header(raw)
+        mine = (snapshot.snapshot_name(header.client_id, header.sequence), blake3(raw).digest())
+        if (told.name, told.id) != mine:
+            raise ProtocolViolation("CommittedAs", "another snapshot than the one that was sent")
         self.bytes_published = told.published
         return Committed(told.name, told.id, told.received_ns)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from packnback.ids import BODY_LIMIT, ID_LEN, MIB, REFS_LIMIT
+from packnback.ids import BODY_LIMIT, ID_LEN, KIB, MIB, REFS_LIMIT
 
 Buffer = bytes | bytearray | memoryview
 
@@ -17,10 +17,16 @@ GET_LIMIT = 1 << 16
 NAMES_LIMIT = 1 << 17
 """Snapshots, or bad ids, in one request."""
 WINDOW = 16 * MIB
-"""Bytes of objects that a stream may be ahead of what its reader has asked for (`More`)."""
+"""Bytes that the frames of a stream (`cost`) may be ahead of what its reader has asked for (`More`)."""
+OBJECT_COST = 64
+TROUBLE_LIMIT = 64 * KIB
+TROUBLE_COST = TROUBLE_LIMIT // 4
+"""What one takes of the window, however long it is: a thousand are under way at most."""
 PPM = 1_000_000
 """Parts in which shares are told, as frames hold no fractions."""
 RECORD_LIMIT = 64 + REFS_LIMIT * ID_LEN + BODY_LIMIT + 16
+OBJECT_LIMIT = RECORD_LIMIT + 4 * KIB
+"""A record, its envelope, and what the frame says of them."""
 
 
 class Side(Enum):
@@ -315,6 +321,13 @@ class Trouble(Frame):
     id: bytes
     name: str
     facts: dict[str, Any]
+
+
+def cost(frame: Object | Trouble) -> int:
+    """Bytes that a frame takes of its stream's window. Each costs something, so that what piles up is bounded."""
+    if isinstance(frame, Trouble):
+        return TROUBLE_COST
+    return OBJECT_COST + len(frame.envelope) + len(frame.record)
 
 
 @dataclass(frozen=True, slots=True)

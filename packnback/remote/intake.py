@@ -14,17 +14,21 @@ from dataclasses import dataclass
 from packnback.errors import DiskFull, NotAllowed, PacknbackError, QuotaExceeded, SnapshotDamage
 from packnback.format import rows, snapshot
 from packnback.format.snapshot import KeptHeader
-from packnback.ids import MIB
+from packnback.ids import KIB, MIB
 from packnback.remote.slots import session_slot
 from packnback.store import layout
 from packnback.store.index import ReadTxn
 from packnback.store.interface import Committed, Head
-from packnback.store.refcount import used_bytes
+from packnback.store.refcount import pack_row
 from packnback.store.repository import LocalRepository
 from packnback.store.session import LocalSession
 
 ROOM_KEPT = 256 * MIB
 """No client fills the disk further than this, so that its owner can still forget and compact."""
+BLOCK = 4 * KIB
+"""What a file takes on a disk is a multiple of this, as a rule."""
+HEADER_KEPT = 1 * KIB
+"""What a header that is kept takes, in its batch and in the index."""
 _RECOUNT_EVERY = 256 * MIB
 """Bytes published after which a quota is counted anew, as other sessions of the client count too."""
 
@@ -37,7 +41,7 @@ class Bounds:
     """The only client that is served, by name."""
     epoch_min: int = 1
     quota: int | None = None
-    """Bytes that the records and snapshots of a client may take, dead or alive."""
+    """Bytes on disk that the packs and snapshots of a client may take, dead or alive."""
 
 
 class Intake:
@@ -63,10 +67,10 @@ class Intake:
     # --- limits ---------------------------------------------------------------------------------------------
 
     def _count(self) -> int:
-        """Bytes of the client's records in published packs, and of its snapshot files."""
+        """Bytes on disk that the client's records in published packs take, its snapshot files, and its headers."""
         self._counted_at = self._session.bytes_published
         with self._repository.ports.index.read() as txn:
-            return used_bytes(txn, self._client_id) + _snapshot_bytes(txn, self._client_id)
+            return sum(part(txn, self._client_id) for part in (_pack_bytes, _snapshot_bytes, _header_bytes))
 
     @property
     def used(self) -> int:
@@ -128,9 +132,31 @@ class Intake:
             raise self._failure
 
 
+def _pack_bytes(txn: ReadTxn, client_id: bytes) -> int:
+    """The client's share of each pack with records of it.
+
+    Footers and envelopes count with the records: a pack of one record of 81 bytes is twenty times as large, and a
+    footer repeats all refs.
+    """
+    total = 0
+    for key, value in txn.scan("usage", client_id):
+        pack = pack_row(txn, rows.split_usage_key(key)[1])
+        total += _on_disk(pack.size * rows.decode_usage(key, value) // max(1, pack.record_bytes))
+    return total
+
+
 def _snapshot_bytes(txn: ReadTxn, client_id: bytes) -> int:
     decoded = (rows.decode_snapshot(key, value) for key, value in txn.scan("snapshots", client_id.hex().encode()))
-    return sum(row.size for row in decoded if row.status == rows.GOOD)
+    return sum(_on_disk(row.size) for row in decoded if row.status == rows.GOOD)
+
+
+def _header_bytes(txn: ReadTxn, client_id: bytes) -> int:
+    """Headers of released snapshots are kept for ever."""
+    return HEADER_KEPT * sum(1 for _ in txn.scan("released", client_id))
+
+
+def _on_disk(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 def _signed(repository: LocalRepository, client_id: bytes, head: Head) -> KeptHeader:

@@ -12,18 +12,21 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from packnback.errors import PacknbackError, ProtocolViolation, RemoteFailed
 from packnback.events import Watch
-from packnback.remote import failures, frames
+from packnback.ids import ID_LEN
+from packnback.remote import failures, frames, values
 from packnback.remote.channel import Channel
 from packnback.remote.frames import WINDOW, Frame, Side
 from packnback.remote.protocol import Closed, Connection
+from packnback.store.interface import SnapshotInfo
 
 PING_S = 60.0
 """A far side that hears nothing for ten minutes gives up."""
 _CONSUMED_TOLD = WINDOW // 4
+_LAST_WORD_S = 1.0
 _ROWS_MAX = 1_000_000
 
 F = TypeVar("F", bound=Frame)
@@ -32,16 +35,18 @@ F = TypeVar("F", bound=Frame)
 class Stream:
     """Objects on their way here. For one reader."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, wanted: int) -> None:
         self.number = number
+        self.wanted = wanted
+        """Objects that are still to come, at the most."""
         self.items: deque[frames.Object | frames.Trouble] = deque()
         self.held = 0
-        """Bytes of records in `items`."""
+        """What `items` take of the window (`frames.cost`)."""
         self.ended = False
         self.cancelled = False
         self.envelope = b""
         self.untold = 0
-        """Bytes consumed that the far side has not been told of."""
+        """What was consumed of the window, and the far side has not been told of."""
 
 
 class Link:
@@ -57,7 +62,7 @@ class Link:
         """Held while a frame is written: frames are not to be mixed, and answers come in the order of requests."""
         self._state = threading.Condition()
         self._pending: deque[Future[Frame]] = deque()
-        self._rows: list[Any] = []
+        self._rows: list[SnapshotInfo] = []
         """Of an answer that comes in parts."""
         self._streams: dict[int, Stream] = {}
         self._next_stream = 0
@@ -103,6 +108,8 @@ class Link:
             with self._state:
                 if self._failure is not None:
                     raise self._failure
+                if self._closing.is_set():
+                    raise RemoteFailed(self._host, "connection-lost")
                 pieces = self._connection.send(frame)
                 if answer is not None:
                     self._pending.append(answer)
@@ -128,7 +135,8 @@ class Link:
         """Ask for objects (ids, concatenated)."""
         with self._state:
             self._next_stream += 1
-            stream = self._streams[self._next_stream] = Stream(self._next_stream)
+            stream = Stream(self._next_stream, len(ids) // ID_LEN)
+            self._streams[stream.number] = stream
         self._watch.counters.round_trips += 1
         self.send(frames.Get(stream.number, ids))
         return stream
@@ -143,9 +151,8 @@ class Link:
             if not stream.items:
                 return None
             item = stream.items.popleft()
-            if isinstance(item, frames.Object):
-                stream.held -= len(item.record)
-                stream.untold += len(item.record)
+            stream.held -= frames.cost(item)
+            stream.untold += frames.cost(item)
             tell = stream.untold if stream.untold >= _CONSUMED_TOLD and not stream.ended else 0
             stream.untold -= tell
         if tell:
@@ -201,26 +208,30 @@ class Link:
                 self._tell(frame)
             case frames.Failure():
                 self._pending.popleft().set_exception(failures.understand(frame.name, frame.facts, self._host))
-            case frames.Snapshots() if frame.more:
-                self._rows += frame.rows
-                if len(self._rows) > _ROWS_MAX:
-                    raise ProtocolViolation("Snapshots", "no end of them")
             case frames.Snapshots():
-                rows, self._rows = [*self._rows, *frame.rows], []
-                self._pending.popleft().set_result(frames.Snapshots(rows, False))
+                self._add_rows(frame)
             case _:
                 self._pending.popleft().set_result(frame)
+
+    def _add_rows(self, frame: frames.Snapshots) -> None:
+        """Taken apart as they come: what is no row, however large, is not kept until the last one has come."""
+        self._rows += [values.decode(SnapshotInfo, row) for row in frame.rows]
+        if len(self._rows) > _ROWS_MAX:
+            raise ProtocolViolation("Snapshots", "no end of them")
+        if not frame.more:
+            rows, self._rows = self._rows, []
+            self._pending.popleft().set_result(frames.Snapshots(rows, False))
 
     def _add_to_stream(self, item: frames.Object | frames.Trouble) -> None:
         stream = self._streams.get(item.stream)
         if stream is None:
             raise ProtocolViolation(type(item).__name__, "of no stream")
+        stream.wanted -= 1
+        stream.held += frames.cost(item)
+        if stream.wanted < 0 or stream.held > WINDOW + frames.OBJECT_LIMIT:
+            raise ProtocolViolation(type(item).__name__, "more than was asked for")
         if stream.cancelled:
             return
-        if isinstance(item, frames.Object):
-            stream.held += len(item.record)
-            if stream.held > WINDOW + frames.RECORD_LIMIT:
-                raise ProtocolViolation("Object", "more than was asked for")
         stream.items.append(item)
         self._state.notify_all()
 
@@ -252,8 +263,13 @@ class Link:
         return self._failure is None
 
     def hang_up(self) -> None:
-        """Say nothing more. The caller then closes the channel's writing end, which ends the far side."""
+        """Say nothing more. The caller then closes the channel's writing end, which ends the far side.
+
+        A ping that is just being written is waited for: the number of a closed descriptor may soon be another file's.
+        """
         self._closing.set()
+        if self._sending.acquire(timeout=_LAST_WORD_S):
+            self._sending.release()
 
     def join(self, timeout_s: float) -> bool:
         """Whether everything that the far side said has been read, after at most so many seconds."""

@@ -39,7 +39,7 @@ from packnback.store.repository import LocalRepository
 
 VERBS = ("put", "list", "get", "forget", "compact", "check")
 IDLE_S = 600.0
-"""A client that sends nothing for so long is gone."""
+"""A client that sends nothing, or takes nothing, for so long is gone."""
 WAIT_MAX_S = 3600.0
 STREAMS_MAX = 4
 _ROWS_AT_ONCE = 500
@@ -105,6 +105,9 @@ class Server:
                 pass
         except BrokenPipeError:
             return
+        except TimeoutError:
+            # It has stopped reading, but not hung up. Nothing can be told to it any more.
+            raise RemoteFailed("", "idle") from None
         except PacknbackError as error:
             self._part(error)
             raise
@@ -119,7 +122,7 @@ class Server:
                     stream.hold.close()
 
     def _part(self, error: PacknbackError) -> None:
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, TimeoutError):
             self._send(frames.Farewell(*self._told(error)))
 
     def _step(self) -> bool:
@@ -294,13 +297,16 @@ class Server:
         fetched = next(stream.objects, None)
         if fetched is None:
             self._end_stream(number)
-        elif fetched.problem is not None:
-            self._send(frames.Trouble(number, fetched.id, *self._told(fetched.problem)))
+            return
+        frame: frames.Object | frames.Trouble
+        if fetched.problem is not None:
+            frame = frames.Trouble(number, fetched.id, *self._told(fetched.problem))
         else:
             envelope = b"" if fetched.envelope == stream.envelope else fetched.envelope
             stream.envelope = fetched.envelope
-            stream.credit -= len(fetched.record)
-            self._send(frames.Object(number, fetched.id, envelope, fetched.record))
+            frame = frames.Object(number, fetched.id, envelope, fetched.record)
+        stream.credit -= frames.cost(frame)
+        self._send(frame)
 
     # --- forget, compact, check -----------------------------------------------------------------------------------
 

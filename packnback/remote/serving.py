@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from packnback.errors import PacknbackError
+from packnback.errors import PacknbackError, StorageFailed
 from packnback.events import Watch
 from packnback.remote import failures, frames
 from packnback.remote.channel import Channel
@@ -16,6 +16,10 @@ from packnback.remote.frames import Side
 from packnback.remote.protocol import Connection
 from packnback.remote.server import Role, Server
 from packnback.store.local import open_local
+from packnback.store.repository import LocalRepository
+
+_FILES_KEPT = 4096
+"""Markers, header batches and new packs have to be made for anything to be deleted."""
 
 
 def serve(path: str, role: Role, channel: Channel) -> None:
@@ -25,10 +29,10 @@ def serve(path: str, role: Role, channel: Channel) -> None:
     """
     progress = _Telling()
     try:
-        repository = open_local(path, Watch(progress=progress))
+        repository = _open(path, Watch(progress=progress))
     except PacknbackError as error:
         told = failures.tell(error, redact=not role.allows("check"))
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, TimeoutError):
             channel.write(Connection(Side.SERVER).send(frames.Farewell(*told)))
         raise
     try:
@@ -39,8 +43,18 @@ def serve(path: str, role: Role, channel: Channel) -> None:
         repository.close()
 
 
+def _open(path: str, watch: Watch) -> LocalRepository:
+    try:
+        return open_local(path, watch)
+    except OSError as error:
+        raise StorageFailed("open", path, os.strerror(error.errno or 0)) from error
+
+
 def _room(path: str) -> int:
+    """Bytes that are free, and none once there are hardly any files left that could be made."""
     found = os.statvfs(path)
+    if found.f_files and found.f_favail < _FILES_KEPT:
+        return 0
     return found.f_bavail * found.f_frsize
 
 

@@ -19,7 +19,18 @@ from packnback.format import cbor
 from packnback.format.snapshot import FILE_LIMIT
 from packnback.ids import ID_LEN, KIB, MIB
 from packnback.remote import frames as f
-from packnback.remote.frames import GET_LIMIT, HAS_LIMIT, NAMES_LIMIT, RECORD_LIMIT, Buffer, Frame, Object, Side
+from packnback.remote.frames import (
+    GET_LIMIT,
+    HAS_LIMIT,
+    NAMES_LIMIT,
+    OBJECT_LIMIT,
+    RECORD_LIMIT,
+    TROUBLE_LIMIT,
+    Buffer,
+    Frame,
+    Object,
+    Side,
+)
 
 _OBJECT_HEAD = struct.Struct("<I32sH")
 
@@ -185,8 +196,8 @@ SPECS: dict[type[Frame], Spec] = {
     f.CommittedAs: Spec(0x95, _S, KIB, CborBody(_text(200), _ID, _uint, _uint)),
     f.Snapshots: Spec(0xA2, _S, MIB, CborBody(_list(_anything), _flag)),
     f.SnapshotFile: Spec(0xA3, _S, FILE_LIMIT + KIB, RawBody()),
-    f.Object: Spec(0xA4, _S, RECORD_LIMIT + 4 * KIB, ObjectBody()),
-    f.Trouble: Spec(0xA5, _S, MIB, CborBody(_STREAM, _ID, _text(100), _facts)),
+    f.Object: Spec(0xA4, _S, OBJECT_LIMIT, ObjectBody()),
+    f.Trouble: Spec(0xA5, _S, TROUBLE_LIMIT, CborBody(_STREAM, _ID, _text(100), _facts)),
     f.StreamEnd: Spec(0xA6, _S, 16, CborBody(_STREAM)),
     f.Time: Spec(0xB0, _S, 16, CborBody(_uint)),
     f.Names: Spec(0xB1, _S, 16 * MIB, CborBody(_list(_text(300)))),

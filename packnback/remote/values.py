@@ -20,6 +20,8 @@ from packnback.store.interface import SnapshotInfo
 from packnback.store.repair import Repaired
 
 T = TypeVar("T")
+_CLIENT_LIMIT = 255
+"""Characters of a client's name: no certificate has a longer one."""
 
 
 def encode(value: Any) -> Any:
@@ -63,6 +65,8 @@ def _check_info(info: SnapshotInfo) -> None:
         raise ProtocolViolation("SnapshotInfo", "ids of a wrong length")
     if not 0 < info.sequence < 1 << 64 or info.name != snapshot_name(info.client_id, info.sequence):
         raise ProtocolViolation("SnapshotInfo", "a name that is not its own")
+    if len(info.client) > _CLIENT_LIMIT:
+        raise ProtocolViolation("SnapshotInfo", "no name of a client")
 
 
 def _exactly(expected: type, *, or_none: bool = False) -> Callable[[object], Any]:

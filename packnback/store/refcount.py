@@ -28,7 +28,7 @@ from packnback.ids import ID_LEN, Kind
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.liveness import Liveness, pack_row
 
-__all__ = ["Ledger", "contradicts", "is_complete", "lookup", "pack_row", "used_bytes"]
+__all__ = ["Ledger", "contradicts", "is_complete", "lookup", "pack_row"]
 
 _BATCH = 1_000
 """Rows collected before writing while a table is being scanned."""
@@ -56,11 +56,6 @@ def contradicts(txn: ReadTxn, object_id: bytes, facts: tuple[int, int, bytes]) -
     stored = txn.get("refs", object_id)
     refs = b"" if stored is None else rows.unseal("refs", object_id, stored)
     return (known.kind, known.level, refs) != facts
-
-
-def used_bytes(txn: ReadTxn, client_id: bytes) -> int:
-    """Bytes of all records of a client, dead or alive: what its quota is compared with."""
-    return sum(rows.decode_usage(key, value) for key, value in txn.scan("usage", client_id))
 
 
 def batches(txn: ReadTxn, table: str) -> Iterator[list[tuple[bytes, bytes]]]:

@@ -29,13 +29,13 @@ PLENTY = 1 << 50
 
 
 class Pipes:
-    """Two pipes; a channel for each end."""
+    """Two pipes; a channel for each end. The server waits `patience_s` for somebody to read."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float | None = None) -> None:
         to_server, from_client = os.pipe()
         to_client, from_server = os.pipe()
         self.client = Channel(to_client, from_client)
-        self.server = Channel(to_server, from_server)
+        self.server = Channel(to_server, from_server, patience_s)
 
 
 class PipeTransport:
@@ -65,7 +65,7 @@ class Serving:
         self.room = room
         self.idle_s = idle_s
         self.failure: PacknbackError | None = None
-        self.pipes = Pipes()
+        self.pipes = Pipes(idle_s)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
