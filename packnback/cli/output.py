@@ -18,6 +18,8 @@ from shutil import get_terminal_size
 from typing import Any
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What JSON leaves as it is, and a terminal may take for a command, or turn round."""
 
 
 class OutputClosed(Exception):
@@ -42,7 +44,8 @@ class Output:
     def document(self, value: Any) -> None:
         """The one JSON document."""
         # A surrogate is half of nothing: bytes of a name that is not UTF-8 have no other form in JSON than U+FFFD.
-        self._write(_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)) + "\n")
+        text = _SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False))
+        self._write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
     def line(self, text: str = "") -> None:
         """A line of a result for people; nothing when JSON was asked for."""

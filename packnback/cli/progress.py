@@ -60,7 +60,7 @@ class Bar:
         with self._lock:
             self._end()
             self._shown = _drawing(unit)
-            self._task = self._shown.add_task(phase, total=total)
+            self._task = self._shown.add_task(escaped(phase), total=total)
             self._shown.start()
 
     def advance(self, amount: int) -> None:
@@ -104,13 +104,19 @@ def _drawing(unit: str) -> RichProgress:
     from rich import progress
     from rich.console import Console
 
-    columns: list[Any] = [progress.TextColumn("{task.description}"), progress.BarColumn()]
+    # Phase and unit may come from a far machine: neither is rich's markup, nor a template.
+    columns: list[Any] = [progress.TextColumn("{task.description}", markup=False), progress.BarColumn()]
     if unit == "bytes":
         columns += [progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn()]
     else:
-        columns += [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
+        columns += [progress.MofNCompleteColumn(), progress.TextColumn(_literal(unit), markup=False)]
     columns += [progress.TimeElapsedColumn(), progress.TimeRemainingColumn()]
     return progress.Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _literal(text: str) -> str:
+    """A template of `str.format` that gives `text`."""
+    return escaped(text).replace("{", "{{").replace("}", "}}")
 
 
 class JsonLines:
