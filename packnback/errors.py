@@ -190,7 +190,8 @@ class QuotaExceeded(Failed):
 class RemoteFailed(Failed):
     """The far side of a connection cannot be used. `why` is a stable word, `detail` what was said about it.
 
-    ``ssh`` (ssh itself failed), ``not-installed``, ``connection-lost``, ``idle``, ``internal``.
+    ``ssh`` (ssh itself failed), ``no-ssh`` (it cannot be started), ``not-installed``, ``connection-lost``, ``idle``,
+    ``internal``.
     """
 
     host: str

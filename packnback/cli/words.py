@@ -104,6 +104,8 @@ def _for(cls: type[PacknbackError]) -> Callable[[Writer], Writer]:
 
 @_for(errors.NotARepository)
 def _(e: errors.NotARepository) -> Words:
+    if e.path.startswith("ssh://"):
+        return Words(f"there is no repository at {e.path}", "check the path, or log in there to make one")
     return Words(f"there is no repository at {e.path}", f"check the path, or make one: packnback -r {e.path} init")
 
 
@@ -273,6 +275,9 @@ def _(e: errors.QuotaExceeded) -> Words:
 
 _REMOTE_WHYS = {
     "ssh": Words("ssh could not connect to {host}", "try `ssh {host}` by hand"),
+    "no-ssh": Words(
+        "the program that connects to {host} cannot be started", "install ssh, or name it in PACKNBACK_SSH"
+    ),
     "not-installed": Words("packnback is not installed on {host}", "or not where ssh finds it there"),
     "connection-lost": Words("the connection to {host} was lost", "nothing that was stored is lost; run it again"),
     "idle": Words("{host} ended the connection, as nothing came for too long", "run it again"),
@@ -439,10 +444,18 @@ def _(e: errors.Locked) -> Words:
 _WHYS = {
     "epoch lower than before": "its key is of an earlier epoch than one that the repository has seen",
     "foreign domain": "it is not of this client's domain",
+    "role": "this connection is for other things",
+    "another client": "this connection is for another client than the one of this put key",
 }
+_WAYS = {
+    "epoch lower than before": "make a put key of the current epoch: packnback key put … --epoch N",
+    "role": "use a key of ssh whose line in authorized_keys there says --allow {verb}",
+    "another client": "`packnback key show` tells whose key it is; --client in authorized_keys there, who is served",
+}
+"""What to do about some of them."""
 
 
 @_for(errors.NotAllowed)
 def _(e: errors.NotAllowed) -> Words:
-    hint = "make a put key of the current epoch: packnback key put … --epoch N" if "epoch" in e.why else None
-    return Words(f"the repository does not allow `{e.verb}`: {_WHYS.get(e.why, e.why)}", hint)
+    why = _WHYS.get(e.why, e.why)
+    return Words(f"the repository does not allow `{e.verb}`: {why}", _WAYS.get(e.why, "").format(verb=e.verb) or None)

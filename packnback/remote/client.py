@@ -20,6 +20,7 @@ from packnback.errors import (
     ConfigDamage,
     FormatDamage,
     NotAllowed,
+    NotARepository,
     ProtocolViolation,
     Refused,
     RemoteFailed,
@@ -93,6 +94,9 @@ class RemoteRepository:
                 if verb not in self.verbs:
                     raise NotAllowed(verb, "role")
             self.config = self._read_config(welcome.config)
+        except NotARepository:
+            self.close()
+            raise NotARepository(location) from None  # the far side does not say where it looked
         except BaseException:
             self.close()
             raise

@@ -46,11 +46,13 @@ class Target:
 
 
 def ssh_command(target: Target, verbs: Sequence[str]) -> list[str]:
-    """The words to run. Raises UsageError for a host or user that ssh would take for an option."""
+    """The words to run. Raises UsageError for a host or user that ssh would take for an option, and for a
+    PACKNBACK_SSH that is none.
+    """
     if target.host.startswith("-") or (target.user or "").startswith("-"):
         raise UsageError(f"{target.url!r}: neither host nor user may begin with a dash")
     remote = f"packnback serve {shlex.quote(target.path)} --allow {shlex.quote(','.join(verbs))}"
-    words = shlex.split(os.environ.get(VARIABLE) or "ssh")
+    words = _program()
     if _may_choose_cipher(words) and _has_aes():
         words += ["-o", _CIPHERS]
     if target.port is not None:
@@ -58,6 +60,18 @@ def ssh_command(target: Target, verbs: Sequence[str]) -> list[str]:
     if target.user is not None:
         words += ["-l", target.user]
     return [*words, "-T", "--", target.host, remote]
+
+
+def _program() -> list[str]:
+    """The words that start ssh. Raises UsageError when the variable holds none."""
+    named = os.environ.get(VARIABLE) or "ssh"
+    try:
+        words = shlex.split(named)
+    except ValueError as error:
+        raise UsageError(f"{VARIABLE}={named!r}: {error}") from None
+    if not words:
+        raise UsageError(f"{VARIABLE} is set, but names no program")
+    return words
 
 
 def _may_choose_cipher(words: Sequence[str]) -> bool:
@@ -87,7 +101,7 @@ class SshTransport:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
             )
         except OSError as error:
-            raise RemoteFailed(target.host, "ssh", f"{command[0]}: {os.strerror(error.errno or 0)}") from error
+            raise RemoteFailed(target.host, "no-ssh", f"{command[0]}: {os.strerror(error.errno or 0)}") from error
         assert self._process.stdin and self._process.stdout
         self.channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
         self._said = bytearray()

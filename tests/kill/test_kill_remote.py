@@ -113,6 +113,33 @@ def test_a_server_that_is_asked_to_end_lets_go_of_everything(tmp_path: Path) -> 
     check(repository, set())
 
 
+def test_a_far_side_that_never_answers_can_be_left(tmp_path: Path) -> None:
+    """The server stops but does not end, and takes nothing any more: whoever is asked to end does not wait for it."""
+    program, source = Program(tmp_path / "home"), tmp_path / "source"
+    repository, pid_file = tmp_path / "repository", tmp_path / "pid"
+    program("-r", repository, "init")
+    source.mkdir()
+    (source / "large").write_bytes(os.urandom(300_000_000))
+    environment = {
+        "PACKNBACK_SSH": shlex.join([sys.executable, str(CLI / "loopback.py")]),
+        "PACKNBACK_REPO": f"ssh://far{repository}",
+        "LOOPBACK_PID_FILE": str(pid_file),
+        "PATH": f"{Path(sys.executable).parent}:{program.environment['PATH']}",
+    }
+    process = program.start(["backup", "--json", source], environment=environment, start_new_session=True)
+    while not any((repository / "packs").rglob("*.pack")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    server = int(pid_file.read_text())
+    os.kill(server, signal.SIGSTOP)
+    time.sleep(1.0)  # now everything on the way is full
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    wait_until_gone(server)
+    check(repository, set())
+
+
 def test_kill_either_end(tmp_path: Path) -> None:
     run_rounds(tmp_path, 15, seed=int.from_bytes(os.urandom(4)))
 
