@@ -296,7 +296,7 @@ def test_an_acknowledgement_of_something_else_is_none(root: Path, change: dict[s
 
 
 def test_a_lie_in_has_is_refused_or_found_by_verify(tmp_path: Path, root: Path) -> None:
-    """"I have all of that": an honest store behind the liar does not take the snapshot. One that lies there as well
+    """ "I have all of that": an honest store behind the liar does not take the snapshot. One that lies there as well
     has not got the objects, and `verify` says which, and what they were needed for.
     """
 

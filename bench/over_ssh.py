@@ -1,0 +1,117 @@
+"""How much slower a first backup is over ssh on loopback than into a directory, and what an unchanged one costs.
+
+Run as ``python -m bench.over_ssh [--megabytes 1000] [--files 50000] [--delay-ms 50] [--repeat 2]``. Needs OpenSSH's
+server, which is started with keys of its own on a free port. Local and remote runs take turns, as everywhere in
+this directory. With ``--delay-ms`` an unchanged backup of many small files is measured through a proxy that holds
+every byte back by half of that in each direction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent.parent / "tests" / "cli"
+sys.path.insert(0, str(TESTS))
+
+from ssh_server import SSHD, SshServer  # noqa: E402  it stands beside the tests
+
+CHUNK = 1 << 20
+
+
+def main() -> int:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--files", type=int, default=50_000)
+    parser.add_argument("--delay-ms", type=float, default=50.0)
+    parser.add_argument("--repeat", type=int, default=2)
+    options = parser.parse_args()
+    if SSHD is None:
+        print("sshd is not installed (Debian: openssh-server)", file=sys.stderr)
+        return 1
+    top = Path(tempfile.mkdtemp(prefix="packnback-over-ssh-"))
+    try:
+        if options.megabytes:
+            _compare(top, options.megabytes, options.repeat)
+        if options.files:
+            _unchanged(top, options.files, options.delay_ms)
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+    return 0
+
+
+def _packnback(top: Path, *arguments: str | Path, more: Mapping[str, str] | None = None) -> tuple[float, Any]:
+    """(seconds, the JSON document)."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"HOME": str(top / "home"), "PATH": path, "LANG": "C.UTF-8", **(more or {})}
+    command = [sys.executable, "-m", "packnback", "--json", *map(str, arguments)]
+    os.sync()
+    began = time.perf_counter()
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    return time.perf_counter() - began, json.loads(done.stdout)
+
+
+def _compare(top: Path, megabytes: int, repeat: int) -> None:
+    """First backups of random data, into a directory and over ssh."""
+    source = top / "random"
+    source.mkdir()
+    for number in range(megabytes // 100):
+        with open(source / f"{number}", "wb") as file:
+            for _ in range(100):
+                file.write(os.urandom(CHUNK))
+    (top / "home").mkdir(exist_ok=True)
+    server = SshServer(top / "sshd")
+    server.authorize("key")
+    took: dict[str, list[float]] = {"local": [], "ssh": []}
+    try:
+        for turn in range(repeat):
+            for name in took:
+                repository = top / f"{name}{turn}"
+                _packnback(top, "-r", repository, "init")
+                where = str(repository) if name == "local" else server.url(repository)
+                wall, _ = _packnback(
+                    top, "-r", where, "backup", source, more={"PACKNBACK_SSH": server.command("key")}
+                )
+                took[name].append(wall)
+                shutil.rmtree(repository)
+    finally:
+        server.stop()
+    shutil.rmtree(source)
+    local, remote = (statistics.median(took[name]) for name in ("local", "ssh"))
+    print(f"first backup, {megabytes} MiB of random data: local {local:.2f} s, ssh {remote:.2f} s;", end=" ")
+    print(f"over ssh at {100 * local / remote:.0f} % of the local speed  ({took})")
+
+
+def _unchanged(top: Path, files: int, delay_ms: float) -> None:
+    """An unchanged backup over a slow line: what counts is how often it waits."""
+    source, repository = top / "small", top / "far"
+    for number in range(files):
+        directory = source / f"{number // 100:04}"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{number % 100:02}").write_bytes(b"%d" % number)
+    (top / "home").mkdir(exist_ok=True)
+    _packnback(top, "-r", repository, "init")
+    more = {
+        "PACKNBACK_SSH": shlex.join([sys.executable, str(TESTS / "loopback.py")]),
+        "LOOPBACK_DELAY_S": str(delay_ms / 2000),
+    }
+    for name in ("first", "unchanged"):
+        wall, told = _packnback(top, "-v", "-r", f"ssh://far{repository}", "backup", source, more=more)
+        trips = told["counters"]["round_trips"]
+        print(f"{name} backup of {told['files']} files, {delay_ms:g} ms: {wall:.2f} s, {trips} round trips")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
