@@ -1,7 +1,7 @@
 """The rows of the index: the one authority over every key and value that stands in LMDB.
 
-The index is a view, a pure function of the names in ``packs/``, ``snapshots/``, ``forgotten/`` and
-``headers/``; it is not part of the repository's format and may change with any version (`LAYOUT` says which).
+The index is a view, a pure function of the names in ``packs/``, ``snapshots/``, ``forgotten/``, ``headers/`` and
+``condemned/``; it is not part of the repository's format and may change with any version (`LAYOUT` says which).
 Every value ends with a 4-byte CRC-32 over key and value, so that a torn or misplaced row is noticed.
 
 =============  =====================================  ==========================================================
@@ -21,6 +21,8 @@ table          key                                    value
 ``markers``    file name                              status
 ``batches``    file name                              status, number of headers
 ``released``   client id ‖ sequence ‖ batch (32)      id, prev, epoch, domain, receipt
+``condemned``  file name                              status, time
+``doomed``     pack name (32) ‖ condemned list (32)   —
 ``meta``       name                                   bytes
 =============  =====================================  ==========================================================
 
@@ -55,6 +57,8 @@ TABLES = (
     "markers",
     "batches",
     "released",
+    "condemned",
+    "doomed",
     "meta",
 )
 
@@ -75,6 +79,7 @@ _NUMBER = struct.Struct(">I")
 _SEQUENCE = struct.Struct(">Q")
 _COUNT = struct.Struct("<I")
 _USAGE = struct.Struct("<Q")
+_CONDEMNED = struct.Struct("<Bq")
 
 
 def seal(key: bytes, value: bytes) -> bytes:
@@ -308,3 +313,24 @@ def decode_released(key: bytes, value: bytes) -> ReleasedRow:
     """Row of ``released``."""
     f = _RELEASED.unpack(unseal("released", key, value))
     return ReleasedRow(f[0], f[1], f[2], f[3], Receipt(f[4], f[5], f[6], bool(f[7])))
+
+
+def encode_condemned(key: bytes, status: int, time_ns: int = 0) -> bytes:
+    """Row of ``condemned``."""
+    return seal(key, _CONDEMNED.pack(status, time_ns))
+
+
+def decode_condemned(key: bytes, value: bytes) -> tuple[int, int]:
+    """(status, time in ns by the clock of whoever wrote the list)."""
+    status, time_ns = _CONDEMNED.unpack(unseal("condemned", key, value))
+    return status, time_ns
+
+
+def doomed_key(pack: bytes, condemned: str) -> bytes:
+    """Key of ``doomed``."""
+    return pack + bytes.fromhex(condemned)
+
+
+def split_doomed_key(key: bytes) -> tuple[bytes, str]:
+    """(pack name, name of the list) of a key of ``doomed``."""
+    return key[:32], key[32:].hex()

@@ -27,8 +27,10 @@ from packnback.errors import (
     WrongOwner,
 )
 from packnback.events import Counters
+from packnback.format import condemned as condemned_format
 from packnback.format import pack as pack_format
 from packnback.format import rows, snapshot
+from packnback.format.condemned import CondemnedList
 from packnback.format.pack import Footer
 from packnback.format.rows import SnapshotRow
 from packnback.format.snapshot import KeptHeader, SnapshotFile
@@ -196,7 +198,7 @@ def can_be_snapshot(name: str) -> bool:
 
 
 def can_be_batch(name: str) -> bool:
-    """The same for ``headers/``."""
+    """The same for ``headers/`` and ``condemned/``, where names are hashes."""
     return len(name) == 64 and set(name) <= set("0123456789abcdef")
 
 
@@ -252,6 +254,18 @@ def find_batch(name: str, data: bytes | Unreadable) -> tuple[int, Sequence[KeptH
         return rows.DAMAGED, None
     try:
         return rows.GOOD, snapshot.decode_batch(data)
+    except UnsupportedVersion:
+        return rows.NEWER, None
+    except FormatDamage:
+        return rows.DAMAGED, None
+
+
+def find_condemned(name: str, data: bytes | Unreadable) -> tuple[int, CondemnedList | None]:
+    """(status, contents) of a condemned list; its name is its hash."""
+    if isinstance(data, Unreadable) or blake3(data).hexdigest() != name:
+        return rows.DAMAGED, None
+    try:
+        return rows.GOOD, condemned_format.decode(data)
     except UnsupportedVersion:
         return rows.NEWER, None
     except FormatDamage:

@@ -67,7 +67,7 @@ def damaged_files(txn: ReadTxn, only: int | None = None) -> list[tuple[str, str,
         row = rows.decode_snapshot(key, value)
         if row.status in wanted:
             found.append(("snapshots", key.decode(), row.reason))
-    for table, directory in (("markers", "forgotten"), ("batches", "headers")):
+    for table, directory in (("markers", "forgotten"), ("batches", "headers"), ("condemned", "condemned")):
         for key, value in txn.scan(table):
             status = rows.unseal(table, key, value)[0]
             if status in wanted:

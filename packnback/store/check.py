@@ -17,13 +17,20 @@ from operator import itemgetter
 from packnback.errors import IndexDamage
 from packnback.format import rows
 from packnback.store import catalog, layout
+from packnback.store.condemned import condemned_packs
 from packnback.store.damage import Finding, missing_below, snapshots_needing
 from packnback.store.index import Index, ReadTxn
 from packnback.store.interface import SnapshotInfo
 from packnback.store.reconcile import Truth, known_names, reconcile
 from packnback.store.repository import LocalRepository
 
-_KIND_OF_DIRECTORY = {"packs": "pack", "snapshots": "snapshot", "forgotten": "marker", "headers": "headers"}
+_KIND_OF_DIRECTORY = {
+    "packs": "pack",
+    "snapshots": "snapshot",
+    "forgotten": "marker",
+    "headers": "headers",
+    "condemned": "condemned",
+}
 _OTHER_NAMES = "the names of files"
 """How two indexes differ of which only one knows what has just been added."""
 _ATTEMPTS = 100
@@ -222,6 +229,9 @@ class Stats:
     snapshots: int
     bytes_total: int
     bytes_live: int
+    packs_condemned: int = 0
+    """Packs that wait for being deleted (`packnback.gc.condemn`)."""
+    bytes_condemned: int = 0
 
     @property
     def bytes_waste(self) -> int:
@@ -235,6 +245,7 @@ def stats(repository: LocalRepository) -> Stats:
         packs = [rows.decode_pack(key, value) for key, value in txn.scan("packs")]
         infos = catalog.snapshots(txn)
         snapshot_bytes = sum(info.size for info in infos)
+        condemned = condemned_packs(txn)
         framing = sum(p.size - p.record_bytes for p in packs if p.live_bytes)
         return Stats(
             packs=len(packs),
@@ -243,4 +254,6 @@ def stats(repository: LocalRepository) -> Stats:
             snapshots=len(infos),
             bytes_total=sum(p.size for p in packs) + snapshot_bytes,
             bytes_live=sum(p.live_bytes for p in packs) + framing + snapshot_bytes,
+            packs_condemned=sum(p.name in condemned for p in packs),
+            bytes_condemned=sum(p.size for p in packs if p.name in condemned),
         )

@@ -20,7 +20,8 @@ class Finding:
     """One piece of damage: its kind, the file or object, and the names of the snapshots that it touches."""
 
     kind: str
-    """``pack``, ``record``, ``object``, ``snapshot``, ``marker``, ``headers``, ``chain`` or ``stranger``."""
+    """``pack``, ``record``, ``object``, ``snapshot``, ``marker``, ``headers``, ``condemned``, ``chain``
+    or ``stranger``."""
     what: str
     why: str
     affects: tuple[str, ...] = ()

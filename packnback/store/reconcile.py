@@ -5,8 +5,9 @@ The order is the safety:
 
 1. Read which names the index knows. Only these can be removed later: a name that somebody publishes while we
    list is not ours to doubt.
-2. List ``snapshots/``, ``forgotten/``, ``headers/``, *then* ``packs/``: packs are published before the snapshot
-   that needs them, so every snapshot that we see has its packs in our listing.
+2. List ``snapshots/``, ``forgotten/``, ``headers/``, ``condemned/``, *then* ``packs/``: packs are published before
+   the snapshot that needs them, and before the list that condemns what they replace, so every snapshot that we see
+   has its packs in our listing, and so has every list.
 3. Sync each directory from which something will be adopted: a name that we see may still be lost in a power
    cut, and a row must never name what could be lost.
 4. In a write transaction adopt first, then remove, each removal confirmed by the file's absence *inside* the
@@ -26,6 +27,7 @@ from blake3 import blake3
 from packnback.errors import BlobMissing, IndexDamage
 from packnback.events import Watch
 from packnback.format import rows
+from packnback.format.condemned import CondemnedList
 from packnback.format.rows import SnapshotRow
 from packnback.format.snapshot import KeptHeader
 from packnback.ids import ObjectClass
@@ -39,7 +41,12 @@ _BATCH_RECORDS = 50_000
 """About so many records are adopted in one transaction."""
 _JUDGED_BY = b"judged by"
 """Row in ``meta``: repository id and hash of the owner's bundle."""
-_DIRECTORIES = {"snapshots": layout.SNAPSHOTS, "markers": layout.FORGOTTEN, "batches": layout.HEADERS}
+_DIRECTORIES = {
+    "snapshots": layout.SNAPSHOTS,
+    "markers": layout.FORGOTTEN,
+    "batches": layout.HEADERS,
+    "condemned": layout.CONDEMNED,
+}
 
 
 @dataclass(slots=True)
@@ -48,7 +55,7 @@ class Names:
 
     packs: set[bytes] = field(default_factory=set)
     others: dict[str, set[str]] = field(default_factory=dict)
-    """By index table: ``snapshots``, ``markers``, ``batches``."""
+    """By index table: ``snapshots``, ``markers``, ``batches``, ``condemned``."""
 
     def minus(self, other: Names) -> Names:
         """The names that `other` does not have."""
@@ -111,7 +118,7 @@ def reconcile(truth: Truth, index: Index) -> Reconciled:
         before = known_names(txn)
     if not marked:
         index.write(lambda txn: txn.put("meta", _JUDGED_BY, rows.seal(_JUDGED_BY, _identity(truth))))
-    listed = listed_names(truth)
+    listed = _listed_after_what_went(truth, before)
     new, gone = listed.minus(before), before.minus(listed)
     if not new and not gone:
         return Reconciled()
@@ -122,6 +129,20 @@ def reconcile(truth: Truth, index: Index) -> Reconciled:
     if conflicts or (removed and _has_conflicts(index)):
         rebuild_in_order(truth, index)
     return Reconciled(len(new.packs), len(new.others["snapshots"]), removed)
+
+
+def _listed_after_what_went(truth: Truth, before: Names) -> Names:
+    """The names that the directories hold, listed once more after it was seen that a pack has gone.
+
+    What is needed of a pack is copied before it goes, where nobody waits for locks while we list: into one whose
+    directory we may have listed before that.
+    """
+    listed = listed_names(truth)
+    while gone := before.minus(listed).packs:
+        listed = listed_names(truth)
+        if before.minus(listed).packs == gone:
+            break
+    return listed
 
 
 def _identity(truth: Truth) -> bytes:
@@ -240,6 +261,7 @@ class _Others:
     snapshots: dict[str, SnapshotRow] = field(default_factory=dict)
     markers: dict[str, int] = field(default_factory=dict)
     batches: dict[str, tuple[int, list[KeptHeader]]] = field(default_factory=dict)
+    condemned: dict[str, tuple[int, CondemnedList | None]] = field(default_factory=dict)
 
 
 def _read_others(truth: Truth, new: Names) -> _Others:
@@ -266,6 +288,15 @@ def _read_others(truth: Truth, new: Names) -> _Others:
             continue
         status, headers = adoption.find_batch(name, data)
         others.batches[name] = status, list(headers or ())
+    for name in sorted(new.others["condemned"]):
+        if not adoption.can_be_batch(name):
+            others.condemned[name] = rows.DAMAGED, None
+            continue
+        try:
+            data = adoption.read_or_problem(truth.blobs, f"{layout.CONDEMNED}/{name}")
+        except BlobMissing:
+            continue
+        others.condemned[name] = adoption.find_condemned(name, data)
     return others
 
 
@@ -286,6 +317,8 @@ def _adopt_and_remove(truth: Truth, txn: WriteTxn, others: _Others, gone: Names)
     ledger.adopt_snapshots(others.snapshots)
     for name, status in others.markers.items():
         ledger.adopt_marker(name, status)
+    for name, (status, condemned) in others.condemned.items():
+        ledger.adopt_condemned(name, condemned, status)
     removed = _remove(truth, txn, ledger, gone)
     if ledger.stale:
         ledger.recount()
@@ -294,7 +327,12 @@ def _adopt_and_remove(truth: Truth, txn: WriteTxn, others: _Others, gone: Names)
 
 
 def _remove(truth: Truth, txn: WriteTxn, ledger: Ledger, gone: Names) -> int:
-    drops = {"snapshots": ledger.drop_snapshot, "markers": ledger.drop_marker, "batches": ledger.drop_batch}
+    drops = {
+        "snapshots": ledger.drop_snapshot,
+        "markers": ledger.drop_marker,
+        "batches": ledger.drop_batch,
+        "condemned": ledger.drop_condemned,
+    }
     removed = 0
     for table, drop in drops.items():
         for name in sorted(gone.others[table]):

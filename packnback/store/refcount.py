@@ -20,11 +20,13 @@ from dataclasses import replace
 from itertools import islice, repeat
 
 from packnback.format import rows
+from packnback.format.condemned import CondemnedList
 from packnback.format.pack import Footer, RecordRow
 from packnback.format.record import REF_KINDS, level_of
 from packnback.format.rows import ObjectRow, PackRow, ReleasedRow, SnapshotRow
 from packnback.format.snapshot import KeptHeader, decode_header, decode_receipt, snapshot_name
 from packnback.ids import ID_LEN, Kind
+from packnback.store.condemned import condemned_numbers
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.liveness import Liveness, pack_row
 
@@ -80,6 +82,7 @@ class Ledger:
         self.stale = False
         """Counts or completeness no longer follow from what there is: the caller must `recount`."""
         self._live = Liveness(txn)
+        self._condemned = condemned_numbers(txn)
         self._known_roots: set[bytes] | None = None
         self._waiting = txn.count("waiting")
         self._roots = txn.count("roots")
@@ -123,6 +126,8 @@ class Ledger:
         row = PackRow(name, size, status)
         self._live.add_pack(number, row)
         self.txn.put("pack_names", name, rows.encode_number(name, number))
+        if self.txn.count("doomed") and any(True for _ in self.txn.scan("doomed", name)):
+            self._condemned.add(number)
         if footer is None:
             return []
         row.object_class = footer.object_class
@@ -247,11 +252,15 @@ class Ledger:
             row.conflicts += 1
             self.conflicts += 1
             return
-        if row.name > self._live.pack(known.pack).name:
+        if self._rank(number) > self._rank(known.pack):
             self._put_more(object_id, number, record.offset, record.length)
             return
         self._put_more(object_id, known.pack, known.offset, known.length)
         self._move(object_id, known, _location(number, record))
+
+    def _rank(self, number: int) -> tuple[bool, bytes]:
+        """The primary location of an object is the one in the pack of the lowest rank: condemned ones last."""
+        return number in self._condemned, self._live.pack(number).name
 
     def _put_more(self, object_id: bytes, number: int, offset: int, length: int) -> None:
         key = rows.more_key(object_id, number)
@@ -295,7 +304,7 @@ class Ledger:
         others = []
         for key, value in self.txn.scan("more", object_id):
             number = rows.split_more_key(key)[1]
-            others.append((self._live.pack(number).name, number, rows.decode_more(key, value)))
+            others.append((self._rank(number), number, rows.decode_more(key, value)))
         if others:
             _, number, (offset, length) = min(others)
             self.txn.delete("more", rows.more_key(object_id, number))
@@ -413,6 +422,51 @@ class Ledger:
         for key in [key for key, _ in self.txn.scan("released")]:
             if rows.split_released_key(key)[2].hex() == name:
                 self.txn.delete("released", key)
+
+    # --- condemned packs ---------------------------------------------------------------------------------
+
+    def adopt_condemned(self, name: str, condemned: CondemnedList | None, status: int = rows.GOOD) -> None:
+        """Add a condemned list: what stands elsewhere as well is counted there from now on."""
+        key = name.encode()
+        if self.txn.get("condemned", key) is not None:
+            return
+        time_ns = condemned.time_ns if condemned is not None else 0
+        self.txn.put("condemned", key, rows.encode_condemned(key, status, time_ns))
+        for pack in condemned.packs if condemned is not None else ():
+            doomed = rows.doomed_key(pack, name)
+            self.txn.put("doomed", doomed, rows.seal(doomed, b""))
+        self._choose_primaries()
+
+    def drop_condemned(self, name: str) -> None:
+        """Forget a condemned list."""
+        self.txn.delete("condemned", name.encode())
+        for key in [key for key, _ in self.txn.scan("doomed")]:
+            if rows.split_doomed_key(key)[1] == name:
+                self.txn.delete("doomed", key)
+        self._choose_primaries()
+
+    def _choose_primaries(self) -> None:
+        """Choose again, of every object that stands in several packs, where it is counted."""
+        before, self._condemned = self._condemned, condemned_numbers(self.txn)
+        if before == self._condemned:
+            return
+        for batch in batches(self.txn, "more"):
+            for object_id in sorted({key[:ID_LEN] for key, _ in batch}):
+                self._choose_primary(object_id)
+
+    def _choose_primary(self, object_id: bytes) -> None:
+        row = lookup(self.txn, object_id)
+        if row is None:
+            return
+        numbers = [rows.split_more_key(key)[1] for key, _ in self.txn.scan("more", object_id)]
+        best = min(numbers, key=self._rank, default=row.pack)
+        if self._rank(best) >= self._rank(row.pack):
+            return
+        key = rows.more_key(object_id, best)
+        offset, length = rows.decode_more(key, self.txn.get("more", key) or b"")
+        self.txn.delete("more", key)
+        self._put_more(object_id, row.pack, row.offset, row.length)
+        self._move(object_id, row, ObjectRow(best, offset, length, row.kind, row.level))
 
     # --- from scratch -------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from packnback.errors import NotARepository
 from packnback.format import rows
 from packnback.store import layout
 from packnback.store.check import index_difference
+from packnback.store.condemned import Standing
 from packnback.store.interface import SnapshotInfo
 from packnback.store.reconcile import Reconciled, reconcile
 from packnback.store.refcount import is_complete
@@ -84,7 +85,11 @@ def check_disk(disk: SimDisk, promises: Promises) -> recount.Truth:
     for name, root in truth.roots.items():
         demand(root in promises.trees, "I2", f"{name} was never begun")
         missing = promises.trees[root].keys() - truth.places.keys() - promises.lost
-        demand(not missing, "I1/I6", f"{name} needs objects that stand nowhere: {sorted(missing)[:1]}")
+        if promises.holds(name):
+            demand(not missing, "I1/I6", f"{name} needs objects that stand nowhere: {sorted(missing)[:1]}")
+    if promises.stands and not promises.lost:
+        for name, root in promises.protected.items():
+            demand(root in truth.standing, "condemned", f"{name} relies on packs that are")
     if not promises.deleting and not promises.lost:
         demand(truth.complete == truth.places.keys(), "order", "something stands here before what it needs")
     for name, data in promises.put_aside.items():
@@ -141,10 +146,16 @@ def check_index(repository: LocalRepository, disk: SimDisk) -> None:
     with index.read() as txn:
         wrong = recount.contradiction(txn, truth)
         has = {object_id for object_id in truth.places if is_complete(txn, object_id)}
+        complete = sorted(has)
+        standing = {i for i, stands in zip(complete, Standing().all_of(txn, complete), strict=True) if stands}
+        lacking = {root: Standing().lacking(txn, root) for root in truth.roots.values() if root in has}
         phantoms = {rows.split_more_key(key)[0] for key, _ in txn.scan("more")} - truth.places.keys()
     demand(wrong is None, "I5", wrong)
     demand(not phantoms, "I4", "locations of nothing")
     demand(has == truth.complete, "I3", "has is not what is complete")
+    demand(standing == truth.standing, "I3", "has is not what stands without condemned packs")
+    for root, found in lacking.items():
+        demand(bool(found) == (root not in truth.standing), "I3", "what lacks is not what is condemned")
     fresh = SimIndex()
     reconcile(repository.truth, fresh)
     difference = index_difference(index, fresh)
@@ -155,6 +166,8 @@ def check_index(repository: LocalRepository, disk: SimDisk) -> None:
 def check_restores(repository: LocalRepository, info: SnapshotInfo, promises: Promises) -> None:
     """I1, I2, I3: every object of the snapshot can be fetched, and is the very record that the client sealed."""
     demand(info.root in promises.trees, "I2", f"{info.name} was never begun")
+    if not promises.holds(info.name):
+        return
     tree = promises.trees[info.root]
     hurt = promises.lost & tree.keys()
     demand(info.complete or bool(hurt), "I3", f"{info.name} is not complete")

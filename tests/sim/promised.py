@@ -47,6 +47,12 @@ class Promises:
     """Whether a repair was acknowledged: the damaged packs are not in ``packs/`` any more."""
     one_writer_counts: bool = True
     """Whether all writers share an index. Two machines that each stamp their own receipts may draw one number."""
+    may_lack: bool = False
+    """Whether a writer was stopped for longer than packs stay condemned. What he published, and nobody acknowledged,
+    may lack something then."""
+    stands: bool = True
+    """Whether nothing that was acknowledged relies on condemned packs alone. (Two compactions at once may condemn
+    each other's copies, and an old listing may not show a list.)"""
     initialised: bool = True
     """Whether ``init`` was acknowledged."""
 
@@ -103,6 +109,10 @@ class Promises:
         with repository.reading(wait_s=0):
             gc_forget.recover(repository, names)
         self.forgotten.update(dict.fromkeys(names, False))
+
+    def holds(self, name: str) -> bool:
+        """Whether a snapshot that is there must be whole."""
+        return name in self.acknowledged or not self.may_lack
 
     @property
     def protected(self) -> dict[str, bytes]:

@@ -14,9 +14,9 @@ from blake3 import blake3
 from simdisk import SimDisk
 
 from packnback.errors import FormatDamage, UnsupportedVersion
+from packnback.format import condemned, rows, snapshot
 from packnback.format import pack as pack_format
 from packnback.format import record as record_format
-from packnback.format import rows, snapshot
 from packnback.format.pack import Footer
 from packnback.ids import Kind
 from packnback.store.index import ReadTxn
@@ -41,7 +41,7 @@ class Truth:
 
     packs: dict[bytes, Footer] = field(default_factory=dict)
     places: dict[bytes, list[Place]] = field(default_factory=dict)
-    """For each object, its copies, the primary one first."""
+    """For each object, its copies, the primary one first: in the pack of the smallest name that is not condemned."""
     facts: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     """Kind and level."""
     refs: dict[bytes, list[bytes]] = field(default_factory=dict)
@@ -49,9 +49,13 @@ class Truth:
     """Name of every snapshot that counts → its root."""
     headers: set[bytes] = field(default_factory=set)
     """Ids of all snapshots whose header is there, in a file of its own or kept in a batch."""
+    condemned: set[bytes] = field(default_factory=set)
+    """Packs on condemned lists, there or not."""
     rotten: set[bytes] = field(default_factory=set)
     """Objects of which some copy does not stand where its footer says, or not whole."""
     complete: set[bytes] = field(default_factory=set)
+    standing: set[bytes] = field(default_factory=set)
+    """Objects that are complete without any condemned pack."""
     counts: dict[bytes, int] = field(default_factory=dict)
 
 
@@ -92,12 +96,27 @@ def derive(disk: SimDisk) -> Truth:
             truth.places.setdefault(row.id, []).append(Place(name, row.offset, row.length))
             truth.facts[row.id] = row.kind, row.level
             truth.refs[row.id] = row.ref_list
+    _read_condemned(disk, truth)
     for places in truth.places.values():
-        places.sort(key=lambda place: place.pack)
+        places.sort(key=lambda place: _rank(truth, place))
     _read_snapshots(disk, truth)
     _complete(truth)
     _count(truth)
     return truth
+
+
+def _rank(truth: Truth, place: Place) -> tuple[bool, bytes]:
+    return place.pack in truth.condemned, place.pack
+
+
+def _read_condemned(disk: SimDisk, truth: Truth) -> None:
+    for path, data in disk.files("condemned").items():
+        try:
+            truth.condemned.update(condemned.decode(data).packs)
+        except (FormatDamage, UnsupportedVersion) as damage:
+            raise Torn(f"{path}: {damage.facts()}") from None
+        if blake3(data).hexdigest() != path.rpartition("/")[2]:
+            raise Torn(f"{path}: has another list's contents")
 
 
 def _read_snapshots(disk: SimDisk, truth: Truth) -> None:
@@ -122,8 +141,11 @@ def _read_snapshots(disk: SimDisk, truth: Truth) -> None:
 
 def _complete(truth: Truth) -> None:
     for object_id in sorted(truth.places, key=lambda i: truth.facts[i][1]):
-        if all(ref in truth.complete for ref in truth.refs[object_id]):
+        refs = truth.refs[object_id]
+        if all(ref in truth.complete for ref in refs):
             truth.complete.add(object_id)
+            if truth.places[object_id][0].pack not in truth.condemned and truth.standing.issuperset(refs):
+                truth.standing.add(object_id)
 
 
 def _count(truth: Truth) -> None:
@@ -153,7 +175,7 @@ def contradiction(txn: ReadTxn, truth: Truth) -> str | None:
         named[object_id].append(Place(packs[number].name, *rows.decode_more(key, value)))
     for object_id in named.keys() | truth.places.keys():
         mine, true = named.get(object_id, []), truth.places.get(object_id, [])
-        if mine[:1] != true[:1] or sorted(mine[1:], key=lambda p: p.pack) != true[1:]:
+        if mine[:1] != true[:1] or sorted(mine[1:], key=lambda p: _rank(truth, p)) != true[1:]:
             return f"locations of {object_id.hex()}"
     for object_id, refs in truth.refs.items():
         value = txn.get("refs", object_id)

@@ -15,7 +15,7 @@ from packnback.crypto.certificate import parse_certificate
 from packnback.crypto.envelope import OpenedEnvelope, open_envelope
 from packnback.crypto.reader import open_object
 from packnback.crypto.sign import verify_snapshot
-from packnback.format import config, entry, listing, metadata, pack, record, snapshot
+from packnback.format import condemned, config, entry, listing, metadata, pack, record, snapshot
 from packnback.format.entry import Entry, Extent
 from packnback.ids import Kind
 
@@ -81,6 +81,7 @@ ENCODED = {
     "receipt": snapshot.encode_receipt(RECEIPT),
     "snapshot": _snapshot_file(),
     "batch": snapshot.encode_batch([KEPT]),
+    "condemned": condemned.encode(condemned.make(1_700_000_000_000_000_000, [B, A], ["00ff"])),
     "metadata": metadata.encode(BINDING, ABOUT),
     "block": entry.encode_block(ENTRIES)[1],
     "extents": entry.encode_extent_object([Extent(C, 1, 2), Extent(None, 0, 70_000), Extent(A, 3, 4)])[1],
@@ -98,6 +99,7 @@ PINS: dict[str, tuple[int, str, str]] = {
     "header": (204, "504e42480101000001020304", "156b64a0191eb98cfed7f0beeceff7a4"),
     "receipt": (48, "504e42540101000000000000", "34e1b882fa0ea90321417a3b440488f3"),
     "snapshot": (1490, "504e42480101000001020304", "d647800927d78c6af98d836d4bcef7a7"),
+    "condemned": (86, "84011b17979cfe362a000082", "4143a08dd61ea711d49f4738f25f6323"),
     "batch": (506, "8201818458cc504e42480101", "f597d8488e4a60e8a7245a3ced000ef5"),
     "metadata": (216, "02030405060708090a0b0c0d", "745bde70b805a1dc60b188a1f7f02a04"),
     "block": (210, "8b8643646972446469736b43", "a7a92ae999356c081c9cd132eb9a8531"),

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from packnback.crypto.certificate import parse_certificate
 from packnback.crypto.sign import verify_snapshot
 from packnback.errors import Damage, FormatDamage, UnsupportedVersion
-from packnback.format import cbor, config, entry, listing, metadata, pack, record, snapshot
+from packnback.format import cbor, condemned, config, entry, listing, metadata, pack, record, snapshot
 from packnback.ids import MIB, Kind
 
 BUILT = golden.build()
@@ -37,6 +37,7 @@ BLOCK_IDS, BLOCK = entry.encode_block(BUILT.entries[b"home/u"])
 TRAILER = pack.decode_trailer(META_PACK[-pack.TRAILER_LEN :], len(META_PACK))
 FOOTER = META_PACK[TRAILER.footer_offset : -pack.TRAILER_LEN]
 PARTS = snapshot.decode_file(SNAPSHOT)
+CONDEMNED = condemned.encode(condemned.make(1_700_000_000_000_000_000, [bytes(32), bytes(31) + b"a"], ["00ff"]))
 BATCH = snapshot.encode_batch(
     [
         snapshot.KeptHeader(PARTS.header_bytes, PARTS.signature, PARTS.certificate, SNAPSHOT[-48:]),
@@ -74,6 +75,7 @@ DECODERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "snapshot": (snapshot.decode_file, SNAPSHOT),
     "snapshot on its way": (lambda data: snapshot.decode_file(data, receipt=False), SNAPSHOT[:-48]),
     "batch": (snapshot.decode_batch, BATCH),
+    "condemned": (condemned.decode, CONDEMNED),
     "metadata": (metadata.decode, METADATA),
     "block": (lambda data: entry.decode_block(BLOCK_IDS, data), BLOCK),
     "extents": (lambda data: entry.decode_extent_object(REFS[2], data), PLAIN[2]),
@@ -82,7 +84,8 @@ DECODERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
 }
 """Name → (decoder, bytes that it accepts)."""
 
-CBOR_DECODERS = {name: DECODERS[name] for name in ("footer", "batch", "block", "extents", "page", "table")}
+_CBOR = ("footer", "batch", "condemned", "block", "extents", "page", "table")
+CBOR_DECODERS = {name: DECODERS[name] for name in _CBOR}
 CBOR_DECODERS["metadata"] = (lambda data: metadata.decode(METADATA[:88] + data), METADATA[88:])
 
 REWRITERS: dict[str, Callable[[Any], bytes]] = {
@@ -92,6 +95,7 @@ REWRITERS: dict[str, Callable[[Any], bytes]] = {
     "receipt": snapshot.encode_receipt,
     "snapshot": snapshot.encode_file,
     "batch": snapshot.encode_batch,
+    "condemned": condemned.encode,
     "page": lambda groups: listing.encode_page(groups)[1],
     "table": lambda t: listing.encode_table(t.children, t.depth)[1],
     "extents": lambda x: _rewrite_extents(x)[1],

@@ -9,7 +9,7 @@ import pytest
 from blake3 import blake3
 
 from packnback.errors import FormatDamage, UnsupportedVersion
-from packnback.format import cbor, config, entry, listing, metadata, pack, record, snapshot
+from packnback.format import cbor, condemned, config, entry, listing, metadata, pack, record, snapshot
 from packnback.format.entry import Entry, Extent
 from packnback.ids import BODY_LIMIT, MIB, Kind, ObjectClass, class_of
 
@@ -549,6 +549,20 @@ def test_a_batch_is_sorted_and_without_duplicates() -> None:
     for rows in ([row, row], [[row[0], b"b", *row[2:]], [row[0], b"a", *row[2:]]], [row[:3]], [[*row[:3], b""]]):
         with pytest.raises(FormatDamage):
             snapshot.decode_batch(cbor.encode([1, rows]))
+
+
+def test_a_condemned_list_is_in_order_and_names_nothing_but_files_of_tmp() -> None:
+    a, b = bytes(32), bytes([1]) * 32
+    assert condemned.decode(cbor.encode([1, 0, [a, b], ["0f"]])) == condemned.CondemnedList(0, (a, b), ("0f",))
+    assert condemned.make(0, [b, a, b], ["ok", "../x", "", "a" * 256, "é"]).unpublished == ("ok",)
+    for packs, names in (([b, a], []), ([a, a], []), ([a[1:]], []), ([], ["../x"]), ([], [""]), ([], ["b", "a"])):
+        with pytest.raises(FormatDamage):
+            condemned.decode(cbor.encode([1, 0, packs, names]))
+    for time_ns in (-1, 1 << 63, True, "0"):
+        with pytest.raises(FormatDamage):
+            condemned.decode(cbor.encode([1, time_ns, [], []]))
+    with pytest.raises(UnsupportedVersion):
+        condemned.decode(cbor.encode([2]))
 
 
 def test_a_snapshot_file_over_the_limit_is_not_looked_at() -> None:
