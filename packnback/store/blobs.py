@@ -64,6 +64,9 @@ class BlobStore(Protocol):
     def size(self, name: str) -> int:
         """Bytes in the blob. `BlobMissing`."""
 
+    def modified_ns(self, name: str) -> int:
+        """When the blob was written, in ns, by the storage's own clock. `BlobMissing`."""
+
     def exists(self, name: str) -> bool:
         """False only if the storage positively says that there is no such blob."""
 
@@ -125,6 +128,11 @@ class FileBlobStore:
         """Length of the file."""
         with _told("size", name):
             return self._fs.size(name)
+
+    def modified_ns(self, name: str) -> int:
+        """The file's time of modification: nothing is appended after it is published."""
+        with _told("stat", name):
+            return self._fs.modified_ns(name)
 
     def exists(self, name: str) -> bool:
         """False on ENOENT; any other error is raised."""

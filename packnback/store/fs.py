@@ -54,6 +54,12 @@ class FileSystem(Protocol):
     def size(self, path: str) -> int:
         """Length of the file in bytes."""
 
+    def modified_ns(self, path: str) -> int:
+        """When the file was last written to, in ns, by the clock of whoever keeps the file system.
+
+        On a network file system that is the server: one clock for all machines.
+        """
+
     def list(self, path: str) -> list[str]:
         """Names of all entries of a directory, in no particular order. FileNotFoundError if it is missing."""
 

@@ -116,6 +116,10 @@ class OsFileSystem:
         _require_regular(found.st_mode, path)
         return found.st_size
 
+    def modified_ns(self, path: str) -> int:
+        """st_mtime."""
+        return os.stat(check_path(path), dir_fd=self._root_fd, follow_symlinks=False).st_mtime_ns
+
     def list(self, path: str) -> list[str]:
         """All names; those that are not UTF-8 carry surrogates, as everywhere in Python."""
         fd = self._open_directory(path)

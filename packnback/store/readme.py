@@ -10,6 +10,8 @@ Do not rename, edit or delete anything in here; use the program.
   snapshots/   one small file per backup: CLIENT-SEQUENCE.snap
   forgotten/   empty markers: this snapshot was forgotten at this time
   headers/     signed headers of backups that are gone
+  condemned/   lists of packs that are about to be deleted (network file systems)
+  leases/      who is at work; no longer than that (network file systems)
   quarantine/  damaged files that `packnback check --repair` put aside
   tmp/         unfinished files; may be emptied when no packnback is running
   index/       a cache (LMDB), made anew from the rest when it is lost

@@ -98,6 +98,16 @@ class FileSystemContract(ABC):
         fs.move("d/a", "e/b")
         assert (fs.list("d"), fs.list("e"), fs.read("e/b")) == ([], ["b"], b"x")
 
+    def test_a_move_is_no_modification(self, fs: FileSystem) -> None:
+        put(fs, "a", b"1")
+        written_ns = fs.modified_ns("a")
+        fs.move("a", "b")
+        assert fs.modified_ns("b") == written_ns
+        put(fs, "a", b"2")
+        assert fs.modified_ns("a") >= written_ns
+        with pytest.raises(FileNotFoundError):
+            fs.modified_ns("nothing")
+
     def test_move_never_replaces(self, fs: FileSystem) -> None:
         put(fs, "a", b"1")
         put(fs, "b", b"2")

@@ -60,6 +60,8 @@ class SimDisk:
         """Fault: the sync of these files fails (EIO). As on Linux, what was dirty then is never written, and
         a later sync of the same file claims success."""
         self.fail_dir_sync: PathPredicate = never
+        self.now_ns: Callable[[], int] = lambda: 0
+        """The clock by which files are stamped."""
         self._root = _Directory()
         self._mutex = threading.RLock()
 
@@ -71,7 +73,7 @@ class SimDisk:
             directory, name = self._place(path)
             if name in directory.now:
                 raise _os_error(errno.EEXIST, path)
-            file = _File()
+            file = _File(modified_ns=self.now_ns())
             self._step(f"create {path}", half=lambda: directory.edit(name, file))
             directory.edit(name, file)
             return SimAppendFile(self, file, path)
@@ -88,6 +90,11 @@ class SimDisk:
         with self._mutex:
             self.steps.check()
             return len(self._file(path).data)
+
+    def modified_ns(self, path: str) -> int:
+        with self._mutex:
+            self.steps.check()
+            return self._file(path).modified_ns
 
     def list(self, path: str) -> list[str]:
         with self._mutex:
@@ -195,7 +202,7 @@ class SimDisk:
         """Puts `data` at `path`, safe, over whatever is there: bit rot, and whoever has root on this machine."""
         with self._mutex:
             directory, name = self._place(path)
-            file = _File(data)
+            file = _File(data, self.now_ns())
             directory.edit(name, file)
             directory.pending.pop(name)
 
@@ -248,6 +255,7 @@ class SimAppendFile:
         disk, data = self._disk, b"".join(buffers)
         with disk._mutex:
             self._check()
+            self._file.modified_ns = disk.now_ns()
             half = data[: len(data) // 2]
             disk._step(f"append {self._path} {len(data)}", half=lambda: self._file.data.extend(half))
             if disk.space_left is not None:
@@ -284,10 +292,11 @@ class SimAppendFile:
 class _File:
     """An inode. `safe` bytes from the start survive a power cut for certain."""
 
-    __slots__ = ("data", "links", "safe", "sync_failed")
+    __slots__ = ("data", "links", "modified_ns", "safe", "sync_failed")
 
-    def __init__(self, data: bytes = b"") -> None:
+    def __init__(self, data: bytes = b"", modified_ns: int = 0) -> None:
         self.data = bytearray(data)
+        self.modified_ns = modified_ns
         self.safe = len(data)
         self.links = 0
         self.sync_failed = False
@@ -431,7 +440,7 @@ def _settled(tree: _Tree, contents: dict[_File, bytes], made: dict[_File, _File]
             directory.now[name] = _settled(node, contents, made)
             continue
         if node not in made:
-            made[node] = _File(contents[node])
+            made[node] = _File(contents[node], node.modified_ns)
         made[node].links += 1
         directory.now[name] = made[node]
     return directory
