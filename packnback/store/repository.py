@@ -7,6 +7,7 @@ real ones.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -25,11 +26,13 @@ from packnback.events import Watch
 from packnback.format import config as config_format
 from packnback.format import rows
 from packnback.format.config import Config
-from packnback.store import catalog, layout
+from packnback.store import catalog, layout, leases
 from packnback.store.blobs import BlobStore
+from packnback.store.condemned import condemned_lists
 from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, ReadTxn
 from packnback.store.interface import Fetched, SnapshotInfo
+from packnback.store.leases import Lease
 from packnback.store.lock import Held, Locks
 from packnback.store.reconcile import Reconciled, Truth, reconcile
 from packnback.store.session import ClientIdentity, LocalSession
@@ -52,7 +55,11 @@ class Ports:
     """Makes an empty index that vanishes after use: to derive everything anew, and compare."""
     watch: Watch = field(default_factory=Watch)
     fenced: bool = True
-    """Whether `locks` keep other machines out too. Where they do not, nothing may be deleted."""
+    """Whether `locks` keep other machines out too. Where they do not, who is at work has a lease, and packs are
+    condemned a day before they are deleted (`packnback.gc.condemn`)."""
+    sleep: Callable[[float], None] = time.sleep
+    monotonic: Callable[[], float] = time.monotonic
+    """For watching other people's leases."""
 
 
 def read_config(blobs: BlobStore, location: str) -> Config:
@@ -125,9 +132,30 @@ class LocalRepository:
     @contextmanager
     def reading(self, wait_s: float | None = None) -> Iterator[Held]:
         """Hold the lock shared (not at all on an unwritable repository), with the index up to date."""
-        with self.ports.locks.shared(self.wait_s if wait_s is None else wait_s, reading=True) as held:
+        wait_s = self.wait_s if wait_s is None else wait_s
+        with self.leased("reader", at_once=False) as lease, self.ports.locks.shared(wait_s, reading=True) as held:
             self.reconcile()
+            self.learn(lease)
             yield held
+
+    @contextmanager
+    def leased(self, what: str, *, at_once: bool = True) -> Iterator[Lease | None]:
+        """Hold a lease where locks do not tell that somebody is at work; elsewhere nothing (`store.leases`).
+
+        It begins before anything is looked at. When the index is up to date, `learn` has to be called.
+        """
+        if self.ports.fenced:
+            yield None
+            return
+        with leases.held(self.ports.blobs, self.ports.random(16).hex(), what, at_once=at_once) as lease:
+            yield lease
+
+    def learn(self, lease: Lease | None) -> None:
+        """Let a lease say which condemned lists its holder knows."""
+        if lease is not None:
+            with self.ports.index.read() as txn:
+                lists = condemned_lists(txn)
+            lease.learned(lists)
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -140,8 +168,10 @@ class LocalRepository:
         With `remote` the client is another process, on another machine: nothing of it is taken on trust.
         """
         client = self.identify(certificate)
-        with self.ports.locks.shared(self.wait_s if wait_s is None else wait_s):
+        wait_s = self.wait_s if wait_s is None else wait_s
+        with self.leased(f"backup of {client.name}") as lease, self.ports.locks.shared(wait_s):
             self.reconcile()
+            self.learn(lease)
             self._check_client(client)
             ports = self.ports
             yield LocalSession(

@@ -10,6 +10,9 @@
 - The snapshot file, the commit point, is published only when a transaction has seen its root *complete*, and
   inside that same transaction: so no two writers can take the same receipt counter, and none can commit
   against an index that somebody has just thrown away.
+- Where no lock keeps out who deletes, the directories are looked at once more before the snapshot is published, and
+  again before it is acknowledged: all that its root needs has to stand in packs that are not condemned
+  (`packnback.store.condemned`). What does not is copied into new packs, as long as it can be read.
 
 What a session is given is checked as if an attacker had sent it (record form, domain tag, kinds, levels, refs,
 envelope, certificate, chain). Two things are taken on trust when the client is this very process
@@ -27,6 +30,7 @@ from packnback.errors import (
     AlreadyExists,
     ClientTimeRefused,
     ClockRefused,
+    EnvelopeRejected,
     FormatDamage,
     IndexDamage,
     NotAllowed,
@@ -43,6 +47,8 @@ from packnback.format.record import REF_KINDS, Record, level_of
 from packnback.format.snapshot import PARTIAL, Receipt, SnapshotFile
 from packnback.ids import LEVEL_LIMIT, Kind, ObjectClass, class_of
 from packnback.store import adoption, catalog, layout
+from packnback.store.condemned import Standing, by_level, is_condemned
+from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, ReadTxn, WriteTxn
 from packnback.store.interface import Committed, Head
 from packnback.store.packer import BuiltPack, EnvelopeFacts, Packer
@@ -57,6 +63,7 @@ CLIENT_CLOCK_NS = 15 * 60 * 10**9
 """The clock of a client elsewhere may be this much ahead of the repository's, or behind it."""
 _ENVELOPES_KEPT = 64
 _COMMIT_ATTEMPTS = 3
+_RESCUED_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,7 @@ class LocalSession:
         self._now_ns = now_ns
         self._self_stamped = self_stamped
         self._fenced = fenced
+        self._standing = Standing()
         self._packers = {c: Packer(random) for c in ObjectClass}
         self._open: dict[ObjectClass, dict[bytes, Record]] = {c: {} for c in ObjectClass}
         self._envelopes: dict[bytes, EnvelopeFacts] = {}
@@ -111,7 +119,16 @@ class LocalSession:
         tag = self._client.domain_id[:8]
         if any(i[:8] != tag for i in ids):
             raise NotAllowed("has", "foreign domain")
-        return self._read(lambda txn: [self._is_open(i) or is_complete(txn, i) for i in ids])
+        return self._read(lambda txn: self._has(txn, ids))
+
+    def _has(self, txn: ReadTxn, ids: Sequence[bytes]) -> list[bool]:
+        """What stands only in condemned packs has to be stored again: nobody may rely on it any more."""
+        present = [is_complete(txn, object_id) for object_id in ids]
+        if txn.count("doomed"):
+            complete = [object_id for object_id, known in zip(ids, present, strict=True) if known]
+            standing = iter(self._standing.all_of(txn, complete))
+            present = [known and next(standing) for known in present]
+        return [known or self._is_open(object_id) for object_id, known in zip(ids, present, strict=True)]
 
     def _read(self, body: Callable[[ReadTxn], T]) -> T:
         """Run `body` on the index that we have reconciled, not on one that somebody has just made anew."""
@@ -135,6 +152,7 @@ class LocalSession:
 
     def _catch_up(self) -> None:
         self._generation = self._index.generation
+        self._standing.forget()
         reconcile(self._truth, self._index)
 
     def _is_open(self, object_id: bytes) -> bool:
@@ -177,8 +195,11 @@ class LocalSession:
             raise NotAllowed("put", "envelope absent or of the other class")
         if self._is_open(record.id):
             return
-        if self._read(lambda txn: self._is_known(txn, record)):
+        if self._is_known_or_new(record):
             return
+        self._add_to_pack(data, record, envelope)
+
+    def _add_to_pack(self, data: bytes | bytearray, record: Record, envelope: EnvelopeFacts) -> None:
         object_class = class_of(record.kind)
         packer = self._packers[object_class]
         packer.add(data, record, envelope)
@@ -188,8 +209,20 @@ class LocalSession:
                 self._publish(ObjectClass.DATA)
             self._publish(object_class)
 
+    def _is_known_or_new(self, record: Record) -> bool:
+        try:
+            return self._read(lambda txn: self._is_known(txn, record))
+        except ObjectMissing as missing:
+            wanted = missing.id
+            if self._read(lambda txn: lookup(txn, wanted)) is None:
+                raise
+        # It is there, but what it needs was lost, and may be in an open pack by now: then it is whole after a flush.
+        self.flush()
+        return self._read(lambda txn: self._is_known(txn, record))
+
     def _is_known(self, txn: ReadTxn, record: Record) -> bool:
-        if lookup(txn, record.id) is not None:
+        row = lookup(txn, record.id)
+        if row is not None and not is_condemned(txn, row.pack):
             return True
         self._check_refs(txn, record)
         return False
@@ -269,12 +302,17 @@ class LocalSession:
         name = snapshot.snapshot_name(file.header.client_id, file.header.sequence)
         self._check_identity(name, file)
         self.flush()
-        if self._fenced:
-            return self._commit(name, file)
-        self._catch_up()
+        if self._unfenced_deletion:
+            self._secure(file)
         committed = self._commit(name, file)
-        self._confirm_root(file)
+        if self._unfenced_deletion:
+            self._secure(file)
         return committed
+
+    @property
+    def _unfenced_deletion(self) -> bool:
+        """Whether somebody may delete whom the lock does not keep out: from here, or to whom the disk is exported."""
+        return not self._fenced or bool(self._truth.blobs.list(layout.CONDEMNED))
 
     def _commit(self, name: str, file: SnapshotFile) -> Committed:
         for _ in range(_COMMIT_ATTEMPTS - 1):
@@ -287,14 +325,33 @@ class LocalSession:
         except IndexReplaced:
             raise StorageFailed("commit", name, "the index is made anew again and again") from None
 
-    def _confirm_root(self, file: SnapshotFile) -> None:
-        """Look into the directories again, now that whoever deletes sees the snapshot: is its root still complete?
+    def _secure(self, file: SnapshotFile) -> None:
+        """Look into the directories: does the snapshot's root stand, complete, without any condemned pack?
 
-        If it is not, the snapshot is not acknowledged; the next backup stores what is missing, and heals it.
+        If not, copy what stands in condemned ones only. What cannot be read any more is missing: then the snapshot is
+        not acknowledged; the next backup stores what is missing, and heals it.
         """
-        self._catch_up()
-        if not self._read(lambda txn: is_complete(txn, file.header.root)):
-            raise ObjectMissing(file.header.root, file.id.hex())
+        root = file.header.root
+        for _ in range(_COMMIT_ATTEMPTS):
+            self._catch_up()
+            if not self._read(lambda txn: is_complete(txn, root)):
+                raise ObjectMissing(root, file.id.hex())
+            lacking = self._read(lambda txn: by_level(txn, self._standing.lacking(txn, root)))
+            if not lacking:
+                return
+            self._rescue(lacking)
+        raise ObjectMissing(lacking[0], file.id.hex())
+
+    def _rescue(self, ids: Sequence[bytes]) -> None:
+        """Copy records, with their envelopes, into new packs; those that cannot be read are left out."""
+        fetcher = Fetcher(self._truth.blobs, self._index, self._truth.watch)
+        for at in range(0, len(ids), _RESCUED_AT_ONCE):
+            for fetched in fetcher.fetch(ids[at : at + _RESCUED_AT_ONCE]):
+                envelope = None if fetched.problem else _facts_of(fetched.envelope)
+                if envelope is not None:
+                    data = bytes(fetched.record)
+                    self._add_to_pack(data, record_format.parse(data), envelope)
+        self.flush()
 
     def _check_identity(self, name: str, file: SnapshotFile) -> None:
         client = adoption.check_snapshot(name, file, self._truth.repository_id, self._truth.owner_bundle)
@@ -382,6 +439,18 @@ class LocalSession:
             self.bytes_published,
             self._self_stamped,
         )
+
+
+def _facts_of(envelope: bytes) -> EnvelopeFacts | None:
+    from packnback.crypto.envelope import parse_envelope
+
+    try:
+        facts = parse_envelope(envelope)
+    except EnvelopeRejected:
+        return None
+    whole = record_format.envelope_record(envelope)
+    named = (facts.client_id, facts.domain_id, facts.epoch, facts.object_class)
+    return EnvelopeFacts(whole, record_format.parse(whole).id, *named)
 
 
 def is_partial(flags: int) -> bool:
