@@ -11,7 +11,7 @@ from packnback.cli import words
 from packnback.cli.context import Context, current
 from packnback.cli.location import maintenance, reading
 from packnback.cli.options import Command, family
-from packnback.cli.quantities import counted, parse_age, parse_percent, parse_tag, shown_size
+from packnback.cli.quantities import counted, parse_age, parse_percent, parse_tag, rfc3339, shown_size
 from packnback.errors import UsageError
 from packnback.ids import short
 
@@ -245,6 +245,10 @@ def _compacted(done: Compacted, names: dict[str, str]) -> dict[str, Any]:
         "bytes_total": done.bytes_total,
         "bytes_live": done.bytes_live,
         "packs_rotten": done.rotten,
+        "condemned": done.condemned,
+        "bytes_condemned": done.bytes_condemned,
+        "due": None if done.due_ns is None else rfc3339(done.due_ns),
+        "held_up_by": done.held_up_by,
     }
 
 
@@ -255,5 +259,16 @@ def _tell_compacted(context: Context, done: Compacted, *, dry_run: bool) -> None
         f" {shown_size(done.bytes_freed)} freed, {shown_size(done.bytes_written)} written;"
         f" {shown_size(done.bytes_total)} stored, {shown_size(done.bytes_live)} in use."
     )
+    if done.condemned:
+        waits = "would wait" if dry_run else "wait"
+        when = f" (after {rfc3339(done.due_ns, fraction=False)})" if done.due_ns is not None else ""
+        context.output.remark(
+            f"{done.condemned} packs ({shown_size(done.bytes_condemned)}) {waits} for being deleted, because other"
+            f" machines can write here. Run `packnback compact` again a day later{when} to have their space back."
+        )
+    for holder in done.held_up_by:
+        context.output.remark(
+            f"Packs that are due stay: a {holder} on another machine began before they were. Run this again later."
+        )
     for pack in done.rotten:
         context.output.line(f"pack {pack[:12]} was left alone, as it is damaged; run `packnback check --read-data`")

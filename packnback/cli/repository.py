@@ -252,6 +252,8 @@ def stats(
         "bytes_live": sizes.bytes_live,
         "bytes_waste": sizes.bytes_waste,
         "bytes_logical": logical,
+        "packs_condemned": sizes.packs_condemned,
+        "bytes_condemned": sizes.bytes_condemned,
     }
     output = context.output
     if output.json:
@@ -262,6 +264,8 @@ def stats(
     output.line(f"stored    {shown_size(sizes.bytes_total):>10}")
     output.line(f"in use    {shown_size(sizes.bytes_live):>10}")
     output.line(f"waste     {shown_size(sizes.bytes_waste):>10}")
+    if sizes.packs_condemned:
+        output.line(f"condemned {shown_size(sizes.bytes_condemned):>10} ({sizes.packs_condemned} packs)")
     if logical is not None:
         ratio = f", {logical / sizes.bytes_live:.1f} times what is in use" if sizes.bytes_live else ""
         output.line(f"restored  {shown_size(logical):>10} (all snapshots together{ratio})")

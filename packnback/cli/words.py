@@ -204,10 +204,6 @@ def _(e: errors.ClockRefused) -> Words:
 _REFUSALS = {
     "chain": Words("the snapshot does not continue this client's chain", "run it again"),
     "last snapshot": Words("this would leave a client without any snapshot", "if that is what you want, add --force"),
-    "remote file system": Words(
-        "the repository is on a network file system, where no lock keeps other machines from writing meanwhile",
-        "run this on the machine that has the disk, or through `packnback serve`",
-    ),
     "empty policy": Words("no rule says what to keep", "give at least one of the --keep options"),
     "remote": Words("ssh:// cannot be used", "name a directory"),
     "contradiction": Words(

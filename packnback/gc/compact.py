@@ -17,6 +17,8 @@ The order, each step durable before the next begins:
 8. A barrier, then reconcile takes the rows away.
 
 Killed anywhere, it has lost nothing, and the next run finishes the job.
+
+All this needs a lock that keeps everybody out. Where there is none, see `packnback.gc.condemn`.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from packnback.errors import BlobMissing, DamageBlocks, DiskFull, FormatDamage, Locked, PackDamage, Refused
+from packnback.errors import BlobMissing, DamageBlocks, DiskFull, FormatDamage, Locked, PackDamage
 from packnback.format import record as record_format
 from packnback.format import rows
 from packnback.format.pack import EnvelopeRow, Footer, RecordRow
 from packnback.format.record import Record
+from packnback.gc.condemned_lists import drop_lists, lists_without_packs
 from packnback.gc.confirm import confirm_counts
 from packnback.gc.forget import check_clock
 from packnback.gc.plan import Plan, make_plan
@@ -37,6 +40,7 @@ from packnback.gc.release import release, returned_files, to_release
 from packnback.gc.whatif import drop_snapshots, pack_uses, what_if
 from packnback.ids import ObjectClass
 from packnback.store import adoption, layout
+from packnback.store.condemned import condemned_packs
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.interface import SnapshotInfo
 from packnback.store.lock import Held
@@ -75,27 +79,35 @@ class Compacted:
     bytes_live: int = 0
     rotten: list[str] = field(default_factory=list)
     """Packs that were left alone because a live record in them is damaged."""
+    condemned: int = 0
+    """Packs that wait for being deleted by a later run (`packnback.gc.condemn`)."""
+    bytes_condemned: int = 0
+    due_ns: int | None = None
+    """When the first of them may go."""
+    held_up_by: list[str] = field(default_factory=list)
+    """Who is at work on other machines, and may need packs that are due."""
 
 
 def compact(repository: LocalRepository, options: CompactOptions) -> Compacted:
     """Run a compaction. Raises Locked, ClockRefused, DamageBlocks; see the module's docstring."""
     if not repository.ports.fenced:
-        # A lock on a network file system does not fence an unlink: another machine's backup may be relying on
-        # what is about to go.
-        raise Refused("remote file system", repository.location)
-    with repository.ports.locks.exclusive(options.wait_s) as held, _ballast(repository):
+        # Imported here because it is built on this module.
+        from packnback.gc.condemn import compact_in_two_steps
+
+        return compact_in_two_steps(repository, options)
+    with repository.ports.locks.exclusive(options.wait_s) as held, ballast(repository):
         repository.reconcile()
         now_ns = check_clock(repository, options.force)
         infos = repository.snapshots()
         expired = to_release(infos, options.grace_ns, now_ns)
-        _refuse_damage(repository, infos, expired, options.force)
+        refuse_damage(repository, infos, expired, options.force)
         if options.dry_run:
             return _foresee(repository, expired, options.max_waste)
         return _compact(repository, held, expired, options.max_waste)
 
 
 @contextmanager
-def _ballast(repository: LocalRepository) -> Iterator[None]:
+def ballast(repository: LocalRepository) -> Iterator[None]:
     """Room for the index's transactions on a full disk."""
     repository.ports.index.release_ballast()
     try:
@@ -104,7 +116,7 @@ def _ballast(repository: LocalRepository) -> Iterator[None]:
         repository.ports.index.restore_ballast()
 
 
-def _refuse_damage(
+def refuse_damage(
     repository: LocalRepository, infos: Sequence[SnapshotInfo], expired: Sequence[SnapshotInfo], force: bool
 ) -> None:
     """Damage never spreads (design §3). An unknown version is not an orphan, and no force makes it one."""
@@ -128,18 +140,19 @@ def _compact(repository: LocalRepository, held: Held, expired: Sequence[Snapshot
         release(repository, expired)
     done = Compacted([info.name for info in expired])
     with repository.ports.index.read() as txn:
-        plan = make_plan(pack_uses(txn), max_waste)
+        plan = make_plan(pack_uses(txn), max_waste, condemned_packs(txn))
         objects = txn.count("objects")
     if not plan.empty:
         confirm_counts(repository)
-        _Run(repository, held, plan, done).run()
+        Run(repository, held, plan, done).run()
+    drop_lists(repository, lists_without_packs(repository))
     with repository.ports.index.read() as txn:
         done.objects_dropped = objects - txn.count("objects")
-        _measure(txn, done)
+        measure(txn, done)
     return done
 
 
-def _measure(txn: ReadTxn, done: Compacted) -> None:
+def measure(txn: ReadTxn, done: Compacted) -> None:
     uses = list(pack_uses(txn))
     done.bytes_total = sum(u.size for u in uses)
     done.bytes_live = sum(u.size - u.dead_bytes for u in uses if u.live_bytes)
@@ -152,8 +165,8 @@ def _foresee(repository: LocalRepository, expired: Sequence[SnapshotInfo], max_w
     def body(txn: WriteTxn) -> Plan:
         drop_snapshots(txn, result.released)
         result.objects_dropped = txn.count("objects") - txn.count("counts")
-        _measure(txn, result)
-        return make_plan(pack_uses(txn), max_waste)
+        measure(txn, result)
+        return make_plan(pack_uses(txn), max_waste, condemned_packs(txn))
 
     plan = what_if(repository.ports.index, body)
     result.packs_rewritten, result.packs_deleted = len(plan.rewrite), len(plan.rewrite) + len(plan.drop)
@@ -161,7 +174,7 @@ def _foresee(repository: LocalRepository, expired: Sequence[SnapshotInfo], max_w
     return result
 
 
-class _Run:
+class Run:
     """One rewriting and deleting, as planned."""
 
     def __init__(self, repository: LocalRepository, held: Held, plan: Plan, done: Compacted) -> None:
@@ -193,9 +206,12 @@ class _Run:
 
     def rewrite(self) -> None:
         """Copy the live records of the planned packs; publish and adopt what comes of it."""
+        self._rewrite(self._plan.rewrite)
+
+    def _rewrite(self, names: Sequence[bytes]) -> None:
         progress = self._repository.ports.watch.progress
-        progress.begin("rewriting packs", len(self._plan.rewrite), "packs")
-        for name in self._plan.rewrite:
+        progress.begin("rewriting packs", len(names), "packs")
+        for name in names:
             self._copy_live(name)
             progress.advance(1)
         for object_class in (ObjectClass.DATA, ObjectClass.META):

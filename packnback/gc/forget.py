@@ -105,7 +105,11 @@ def recover(repository: LocalRepository, names: Sequence[str]) -> list[str]:
             ledger.drop_marker(marker)
 
     repository.ports.index.write(drop)
-    return sorted({_snapshot_of(marker) for marker in markers})
+    names_forgotten = {_snapshot_of(marker) for marker in markers}
+    if not repository.ports.fenced:  # a compaction that no lock keeps out may have released them meanwhile
+        repository.reconcile()
+        names_forgotten &= {info.name for info in repository.snapshots()}
+    return sorted(names_forgotten)
 
 
 def _snapshot_of(marker: str) -> str:

@@ -4,12 +4,14 @@ A pack without a live record costs nothing to drop. Of the others those are rewr
 byte copied, until what is wasted in the rest is at most the bound. Small packs are merged when many have
 collected. Framing and envelopes of a pack that stays count as live: no rewriting frees them.
 
-Nothing is rewritten unless bytes or the number of packs strictly fall, so a second run finds nothing to do.
+Condemned packs (`packnback.store.condemned`) go in any case, and what is needed of them is copied first.
+
+Nothing else is rewritten unless bytes or the number of packs strictly fall, so a second run finds nothing to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from packnback.ids import MIB
@@ -53,12 +55,13 @@ class Plan:
         return not self.drop and not self.rewrite
 
 
-def make_plan(packs: Iterable[PackUse], max_waste: float) -> Plan:
+def make_plan(packs: Iterable[PackUse], max_waste: float, condemned: Collection[bytes] = ()) -> Plan:
     """A plan after which dead bytes are at most the fraction `max_waste` (0 … 1) of all bytes."""
     packs = list(packs)
     drop = [p for p in packs if not p.live_bytes]
-    kept = [p for p in packs if p.live_bytes]
+    kept = [p for p in packs if p.live_bytes and p.name not in condemned]
     rewrite = {p.name: p for p in _wasteful(kept, max_waste)}
+    rewrite.update({p.name: p for p in packs if p.live_bytes and p.name in condemned})
     for object_class in sorted({p.object_class for p in kept}):
         for pack in _small(object_class, kept, rewrite.keys()):
             rewrite[pack.name] = pack

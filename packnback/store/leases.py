@@ -143,7 +143,7 @@ def others(blobs: BlobStore, own: str = "") -> dict[str, Seen]:
 
 
 def _read(blobs: BlobStore, holder: str, counter: int) -> Seen:
-    unknown = Seen(holder, counter, "unknown", frozenset())
+    unknown = Seen(holder, counter, "session", frozenset())
     try:
         value = cbor.decode(blobs.read(f"{layout.LEASES}/{holder}.{counter:016x}"), "lease")
         cbor.expect(type(value) is list and len(value) == 3, "lease", "shape")

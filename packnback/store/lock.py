@@ -19,7 +19,8 @@ flock means nothing between machines, and a repository on a local disk may be ex
 must not lose what they rely on either. Linux carries a flock taken on NFS, and on SMB, to the server as a lock of
 fcntl(2) on all bytes of the file. So whoever takes a lock exclusively takes one byte of the file by fcntl, too,
 which meets those. (As an open-file-description lock: those of a process vanish with any descriptor of the file.)
-On a remote file system itself flock is such a lock already; nothing may be deleted there anyway (`mounts`).
+On a remote file system itself flock is such a lock already, where it means anything; nothing is deleted there because
+of it (`packnback.gc.condemn`).
 """
 
 from __future__ import annotations

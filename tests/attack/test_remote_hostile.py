@@ -225,6 +225,7 @@ FINDING = Finding("pack", "ab", "checksum", ("x.snap",))
         FINDING,
         Released(bytes(16), 3, bytes(32)),
         Compacted(["x.snap"], 1, 2, 3, 4, 5, 6, 7, ["ab"]),
+        Compacted(condemned=1, bytes_condemned=2, due_ns=3, held_up_by=["backup of web1"]),
         Stats(1, 2, 3, 4, 5, 6),
         Checked(CheckReport(1, 2, 3, [FINDING], ["x"]), {"a": "b"}, None, [FINDING]),
         Checked(CheckReport(), {}, Repaired(["ab"], 3, [bytes(32)]), []),

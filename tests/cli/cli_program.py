@@ -53,7 +53,8 @@ class Program:
 
     def start(self, arguments: Sequence[str | bytes | Path], **rest: Any) -> subprocess.Popen[bytes]:
         """Start it and return at once."""
-        command = [*rest.pop("prefix", ()), sys.executable, "-m", "packnback", *arguments]
+        program = rest.pop("program", (sys.executable, "-m", "packnback"))
+        command = [*rest.pop("prefix", ()), *program, *arguments]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         environment = {**self.environment, **rest.pop("environment", {})}
         return subprocess.Popen(command, cwd=self.home, env=environment, **{**streams, **rest})

@@ -20,7 +20,7 @@ from world import World, copy_of
 
 from packnback.format import snapshot
 from packnback.format.snapshot import SnapshotFile
-from packnback.gc.compact import _Run
+from packnback.gc.compact import Run
 from packnback.ids import ObjectClass
 from packnback.store import layout, reconcile, repository, session
 from packnback.store.blobs import FileBlobStore
@@ -288,23 +288,23 @@ def batch_after_deletion(patch: Patch) -> None:
 
 def deleted_before_copied(patch: Patch) -> None:
     """Old packs are deleted before the new ones are published."""
-    publish, delete = _Run._publish, _Run.delete
-    patch.setattr(_Run, "_publish", lambda self, object_class: None)
-    patch.setattr(_Run, "_is_superfluous", lambda self, name: True)
+    publish, delete = Run._publish, Run.delete
+    patch.setattr(Run, "_publish", lambda self, object_class: None)
+    patch.setattr(Run, "_is_superfluous", lambda self, name: True)
 
     def faulty(self: Any) -> None:
         delete(self)
         for object_class in ObjectClass:
             publish(self, object_class)
 
-    patch.setattr(_Run, "delete", faulty)
+    patch.setattr(Run, "delete", faulty)
 
 
 def packs_before_release(patch: Patch) -> None:
     """Packs are dropped as if the forgotten snapshots had gone, before these are released."""
     import packnback.gc.compact as compact_module
 
-    release, delete = compact_module.release, _Run.delete
+    release, delete = compact_module.release, Run.delete
 
     def faulty(repo: Any, infos: Sequence[Any]) -> None:
         postponed(repo.ports.blobs).append((repo, infos))
@@ -318,8 +318,8 @@ def packs_before_release(patch: Patch) -> None:
 
     patch.setattr(compact_module, "release", faulty)
     patch.setattr(compact_module, "confirm_counts", lambda repo: None)
-    patch.setattr(_Run, "_confirm_alone", lambda self: None)  # it sees that a snapshot is there which should not be
-    patch.setattr(_Run, "delete", late)
+    patch.setattr(Run, "_confirm_alone", lambda self: None)  # it sees that a snapshot is there which should not be
+    patch.setattr(Run, "delete", late)
 
 
 def deleted_before_quarantined(patch: Patch) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from invariants import Broken, check_restores, check_running, check_wreck, demand
+from invariants import Again, Broken, check_restores, check_running, check_wreck, demand
 from promised import Promises
 from scenarios import MAIL, WEB, WEB2, backed_up, files, index_rolled_back
 from simdisk import SimDisk
@@ -23,6 +24,7 @@ from sweep import SEED, TALLIES, Tally, names_of, said, state_hash
 from world import Effort, World
 
 from packnback.store.layout import PACKS
+from packnback.store.leases import Lease
 from packnback.store.repository import LocalRepository
 
 Work = Callable[[LocalRepository, Promises], None]
@@ -58,14 +60,18 @@ class VisitedFs:
 
 
 class StaleFs:
-    """A file system whose listings are those of an earlier time, as a NAS may serve them."""
+    """A file system whose listings (below `prefix`) are those of an earlier time, as a NAS may serve them."""
 
-    def __init__(self, disk: SimDisk, earlier: SimDisk) -> None:
+    def __init__(self, disk: SimDisk, earlier: SimDisk, prefix: str = "") -> None:
         self._disk = disk
         self._earlier = earlier
+        self._prefix = prefix
+
+    def list(self, path: str) -> list[str]:
+        return (self._earlier if path.startswith(self._prefix) else self._disk).list(path)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._earlier if name == "list" else self._disk, name)
+        return getattr(self._disk, name)
 
 
 def worth_a_visit(log: list[tuple[str, str]]) -> Iterator[int]:
@@ -89,6 +95,12 @@ class Visits:
     visitor: Work
     one_index: bool = True
     effort: Effort = field(default_factory=lambda: Effort(disks=4, disks_with_tmp=0, indexes=3))
+    again: Again | None = None
+    """What is done next, on the machine that lives and on one that comes up after the power cut."""
+    alive: bool = False
+    """Whether the host's lease goes on ticking during a visit that takes its time."""
+    has_disk: bool = False
+    """Whether the host is the machine that the disk stands in, to which locks mean something."""
 
     def run(self, every: int = 1) -> Tally:
         """With a visit before every `every`-th operation that is worth one. Raises `Broken`."""
@@ -117,6 +129,10 @@ class Visits:
 
         fs = VisitedFs(world.disk, at, visit, self._busy(world))
         hosting = world.repository(fs=fs)
+        if self.has_disk:
+            hosting.ports = replace(hosting.ports, fenced=True)
+        if self.alive:
+            _keep_alive(hosting, world)
         try:
             self.host(hosting, promises)
             fs.let_in()
@@ -147,6 +163,10 @@ class Visits:
                 check_restores(hosting, info, promises)
             check_running(world, promises)
             check_running(world, promises, world.repository(index=theirs))
+            if self.again is not None:
+                later, said_now = world.fork(seed="later"), promises.copy()
+                self.again(later, said_now)
+                check_running(later, said_now)
         for wreck in world.crash_states(self.effort, random.Random(SEED)):
             tally.states += 1
             key = names_of(wreck.disk), state_hash(wreck.index), wreck.newest, said(promises)
@@ -154,7 +174,23 @@ class Visits:
                 continue
             self._seen.add(key)
             tally.checked += 1
-            check_wreck(wreck, world, promises)
+            check_wreck(wreck, world, promises, self.again)
+
+
+def _keep_alive(hosting: LocalRepository, world: World) -> None:
+    leased = hosting.leased
+
+    @contextmanager
+    def kept(*what: Any, **how: Any) -> Iterator[Lease | None]:
+        with leased(*what, **how) as lease:
+            if lease is not None:
+                world.alive.append(lease)
+            try:
+                yield lease
+            finally:
+                world.alive.clear()
+
+    vars(hosting)["leased"] = kept
 
 
 # --- what meets what -------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ from packnback.store import repository
 from packnback.store.blobs import FileBlobStore
 from packnback.store.fs import FileSystem
 from packnback.store.index import Index
-from packnback.store.layout import make_layout
+from packnback.store.layout import LEASES, make_layout
+from packnback.store.leases import Lease
 from packnback.store.repository import LocalRepository, Ports
 
 LOCATION = "/simulated"
@@ -64,6 +65,11 @@ class World:
         self.index = index
         self.clock_ns = now_ns
         self.seed = seed
+        self.fenced = True
+        """Whether the disk is this machine's alone. If not, locks mean nothing between machines."""
+        self.alive: list[Lease] = []
+        """Leases that go on ticking while somebody sleeps."""
+        self.disk.now_ns = lambda: self.clock_ns
         self._rng = random.Random(f"world {seed}")
         self.restart(steps or Steps())
 
@@ -79,6 +85,13 @@ class World:
         self.clock_ns += _SECOND
         return self.clock_ns
 
+    def sleep(self, seconds: float) -> None:
+        """Time passes, and the leases of those who are alive go on."""
+        self.clock_ns += int(seconds * _SECOND)
+        for lease in self.alive:
+            if any(name.startswith(lease.holder) for name in self.disk.list(LEASES)):
+                lease.tick()
+
     def random(self, length: int) -> bytes:
         """The machine's random source."""
         return self._rng.randbytes(length)
@@ -88,9 +101,20 @@ class World:
         return FileBlobStore(fs if fs is not None else self.disk, tmp_name=lambda: self.random(16).hex())
 
     def repository(self, *, fs: FileSystem | None = None, index: Index | None = None) -> LocalRepository:
-        """A handle, as a new process would have it."""
+        """A handle, as a new process would have it; with an index of its own, on another machine."""
         own = index if index is not None else self.index
-        ports = Ports(self.blobs(fs), own, self.locks, self.now_ns, self.random, scratch_index)
+        locks = self.locks if self.fenced or own is self.index else SimLocks(self.steps)
+        ports = Ports(
+            self.blobs(fs),
+            own,
+            locks,
+            self.now_ns,
+            self.random,
+            scratch_index,
+            fenced=self.fenced,
+            sleep=self.sleep,
+            monotonic=lambda: self.clock_ns / _SECOND,
+        )
         return LocalRepository(LOCATION, CONFIG, ports)
 
     def init(self) -> LocalRepository:
@@ -127,14 +151,21 @@ class World:
     def start(self, wreck: Wreck) -> World:
         """A machine that comes up on what was found. The wreck can be started any number of times."""
         disk = copy_of(wreck.disk)
-        return World(
+        world = World(
             disk, SimIndex(state=wreck.index), seed=f"{self.seed}/started", now_ns=self.clock_ns + 60 * _SECOND
         )
+        world.fenced = self.fenced
+        return world
 
-    def fork(self, steps: Steps | None = None) -> World:
-        """A copy of a machine at rest: everything on its disk is safe. The index keeps its history."""
-        world = World(copy_of(self.disk), SimIndex(), seed=self.seed, now_ns=self.clock_ns)
+    def fork(self, steps: Steps | None = None, *, seed: str | None = None) -> World:
+        """A copy of a machine at rest: everything on its disk is safe. The index keeps its history.
+
+        It draws the same random bytes once more, unless it is given another seed.
+        """
+        seed = self.seed if seed is None else seed
+        world = World(copy_of(self.disk), SimIndex(), seed=seed, now_ns=self.clock_ns)
         world.index.history = list(self.index.history)
+        world.fenced = self.fenced
         world.restart(steps or Steps())
         return world
 
