@@ -63,14 +63,15 @@ class Shuffle:
         """Whether more may be sealed."""
         return self.held < self._limit
 
-    def add(self, job: Job) -> None:
-        """Collect a sealed job."""
+    def add(self, job: Job) -> bool:
+        """Collect a sealed job. True if there is something to put now."""
         self._collected.append(job)
         self._collected_bytes += job.record_length
         self.held += job.record_length
         self.peak = max(self.peak, self.held)
         if self._collected_bytes >= PACK_WORTH:
             self.shuffle()
+        return bool(self._ready)
 
     def shuffle(self) -> None:
         """Make what was collected ready, however little it is."""

@@ -418,10 +418,13 @@ class Pipeline:
             self.bytes_sealed += job.record_length
             self._sealing -= 1
             if job.kind == Kind.DATA:
-                self._shuffle.add(job)
+                something_to_put = self._shuffle.add(job)
             else:
                 self._meta_bytes += job.record_length - job.size
-            self._calls.notify()
+                something_to_put = True
+            # Each thread that is woken wants the interpreter, which the caller's thread is busy with.
+            if something_to_put or self._flush_wanted:
+                self._calls.notify()
             self._send_early()
 
     def _answer(self, question: Question) -> None:
