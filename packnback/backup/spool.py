@@ -11,13 +11,16 @@ go into one transaction, so usage and rows agree whenever a process dies.
 from __future__ import annotations
 
 import marshal
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from packnback.backup.cache import AGES, BUNDLES, CONTENTS, META, PIECES, ROWS, USAGE, Cache, CacheFailed, WriteRows
 from packnback.backup.cache_rows import (
+    CONTENT_LEN,
     PieceFile,
     Rows,
     aged_file,
@@ -25,6 +28,7 @@ from packnback.backup.cache_rows import (
     number_key,
     segment_key,
 )
+from packnback.backup.scatter import Scatter
 from packnback.ids import MIB
 
 CONTENTS_LIMIT = 1 << 23
@@ -63,6 +67,8 @@ class Spool:
     def __init__(self, cache: Cache, rows: Rows) -> None:
         self._cache = cache
         self._rows = rows
+        self._contents = 0
+        """How many wait."""
         self._file = tempfile.TemporaryFile(dir=cache.directory, buffering=1 * MIB)  # noqa: SIM115  it lives as long as this
 
     def part(self, key: bytes, value: bytes, uses: Mapping[bytes, Sequence[int]]) -> None:
@@ -75,6 +81,7 @@ class Spool:
 
     def bundle(self, bundle: bytes, size: int, contents: Sequence[BundledContent]) -> None:
         """A bundle and what is in it."""
+        self._contents += len(contents)
         self._add(["bundle", bundle, size, contents])
 
     def segment(self, key: bytes, value: bytes) -> None:
@@ -90,13 +97,17 @@ class Spool:
         try:
             self._file.flush()
             self._file.seek(0)
-            batch = _Batch()
-            for record in self._records():
-                _enter(batch, record)
-                if batch.is_full:
-                    self._write(batch)
-                    batch = _Batch()
-            self._write(batch)
+            with Scatter(self._cache.directory, self._contents, CONTENT_LEN) as contents:
+                batch = _Batch()
+                for record in self._records():
+                    _enter(batch, record)
+                    if batch.is_full:
+                        self._write(batch, contents)
+                        batch = _Batch()
+                self._write(batch, contents)
+                for rows in contents.in_order():
+                    self._cache.write(partial(_write_contents, rows=rows))
+            self._contents = 0
             self._file.seek(0)
             self._file.truncate()
         except OSError as error:
@@ -119,17 +130,19 @@ class Spool:
         while length := self._file.read(4):
             yield marshal.loads(self._file.read(int.from_bytes(length, "little")))
 
-    def _write(self, batch: _Batch) -> None:
-        self._cache.write(lambda txn: self._write_in(txn, batch))
+    def _write(self, batch: _Batch, contents: Scatter) -> None:
+        """Write a batch; the rows of its contents are for `contents`, as they go into an order of their own."""
+        for bundle, number, size, placed in self._cache.write(lambda txn: self._write_in(txn, batch)):
+            contents.add(self._rows.contents(bundle, number, size, placed))
 
-    def _write_in(self, txn: WriteRows, batch: _Batch) -> None:
+    def _write_in(self, txn: WriteRows, batch: _Batch) -> list[tuple[bytes, int, int, list[BundledContent]]]:
         txn.put_many(ROWS, sorted((k, v) for k, v in batch.rows.items() if v is not None))
         for key, value in batch.rows.items():
             if value is None:
                 txn.delete(ROWS, key)
         self._write_uses(txn, batch)
-        self._write_bundles(txn, batch)
         self._write_pieces(txn, batch)
+        return self._write_bundles(txn, batch)
 
     def _write_uses(self, txn: WriteRows, batch: _Batch) -> None:
         for key, (more, size) in sorted(batch.uses.items()):
@@ -141,22 +154,17 @@ class Spool:
             else:
                 txn.delete(USAGE, key)
 
-    def _write_bundles(self, txn: WriteRows, batch: _Batch) -> None:
+    def _write_bundles(self, txn: WriteRows, batch: _Batch) -> list[tuple[bytes, int, int, list[BundledContent]]]:
+        """(id, number, size, contents) of each bundle, once its row is written."""
         number = key_number(txn.last(BUNDLES))
-        found: dict[bytes, bytes] = {}
+        numbered = []
         for bundle, size, contents in batch.bundles:
             number += 1
             key = number_key(number)
             txn.put(BUNDLES, key, self._rows.bundle(key, bundle, size))
-            found.update(self._rows.contents(bundle, number, size, contents))
-        if not found:
-            return
-        txn.put_many(CONTENTS, ((content, found[content]) for content in sorted(found)))
-        excess = txn.count(CONTENTS) - CONTENTS_LIMIT
-        if excess > 0:
-            # Keys are hashes: a run of them from one of this batch on is a sample of all.
-            txn.delete_some(CONTENTS, next(iter(found)), excess)
+            numbered.append((bundle, number, size, contents))
         txn.delete_some(BUNDLES, b"", max(txn.count(BUNDLES) - BUNDLES_LIMIT, 0))
+        return numbered
 
     def _write_pieces(self, txn: WriteRows, batch: _Batch) -> None:
         txn.put_many(PIECES, batch.segments)
@@ -188,6 +196,14 @@ class Spool:
         for segment in range(keep, known.segments):
             txn.delete(PIECES, segment_key(file, segment))
         return known.length
+
+
+def _write_contents(txn: WriteRows, rows: list[tuple[bytes, bytes]]) -> None:
+    txn.put_many(CONTENTS, rows)
+    excess = txn.count(CONTENTS) - CONTENTS_LIMIT
+    if excess > 0:
+        # Keys are hashes: a run of them from anywhere on is a sample of all.
+        txn.delete_some(CONTENTS, os.urandom(CONTENT_LEN), excess)
 
 
 def _enter(batch: _Batch, record: list[object]) -> None:
