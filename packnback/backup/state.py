@@ -126,7 +126,8 @@ class Chain:
             verdict = judge(head, state)
             state = state or ClientState(lost=head is not None)
             known = (head.sequence, head.id) if head is not None else START
-            accepted = (*state.accepted, (now_ns, verdict.value, reason))
+            said = reason.encode("utf-8", "replace").decode()  # an argument may hold bytes that are no text
+            accepted = (*state.accepted, (now_ns, verdict.value, said))
             self._store(replace(state, head=known, intents=(), accepted=accepted))
         return verdict
 
@@ -148,7 +149,7 @@ class Chain:
                 lost=value["lost"] is True,
                 accepted=tuple((int(time), str(verdict), str(why)) for time, verdict, why in value["accepted"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._file.damaged("it does not say what it should") from error
         return state
 

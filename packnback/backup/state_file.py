@@ -11,6 +11,7 @@ and syncs the directory; a lock file beside it, which is never replaced, lets on
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import posixpath
@@ -26,6 +27,7 @@ from packnback.ids import CHECKSUM_LEN
 
 _MAGIC = b"PNBS\x01"
 _FRONT_LEN = 8
+_NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EOPNOTSUPP}
 
 
 def state_directory() -> bytes:
@@ -123,5 +125,9 @@ def _sync_directory(path: bytes) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        # Some network file systems, where homes may stand, cannot sync a directory.
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
     finally:
         os.close(fd)

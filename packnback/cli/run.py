@@ -7,6 +7,7 @@ lets go of it on the way out. Nothing is lost then: what is not committed was ne
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command that `arguments` name; the exit code."""
+    _leave_no_core()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores hang-ups, and so shall we
             signal.signal(number, _stop)
@@ -69,6 +71,11 @@ def run(arguments: Sequence[str]) -> int:
         discard_stdout()
         return _complain(words.Words(f"cannot write the result: {error}"), words.FAILED)
     return code
+
+
+def _leave_no_core() -> None:
+    """A core file would put the secrets of this process on the disk, where they outlive it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _outcome(arguments: Sequence[str], context: Context) -> int:

@@ -210,6 +210,10 @@ _REFUSALS = {
         "another backup by a key of the same group has stored something else under an id of this one",
         "run it again; if it happens again, the key of a client in this group was stolen or is misused",
     ),
+    "ml-kem": Words(
+        "this machine's Python package `cryptography` was built without ML-KEM",
+        "install cryptography 48 or later as it comes from PyPI, or one that is linked with OpenSSL 3.5 or later",
+    ),
     "memory": Words("there is not enough memory to open this key", "close other programs, or use another machine"),
 }
 

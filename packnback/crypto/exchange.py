@@ -3,12 +3,18 @@
 Both libraries report bad input in their own ways: libsodium's binding does not look at lengths at all and
 raises RuntimeError for an all-zero result, `cryptography` raises ValueError. Here all of it is one
 `ExchangeError`, which never leaves the crypto layer.
+
+Whether there is ML-KEM at all depends on what `cryptography` was built with: its own packages have it from version 48
+on, one that a distribution linked with OpenSSL before 3.5 has not. That is Refused (``ml-kem``) in whatever needs it.
 """
 
 from __future__ import annotations
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
+
+from packnback import errors
 
 X25519_LEN = 32
 MLKEM_PUBLIC_LEN = 1184
@@ -75,6 +81,8 @@ def _mlkem_public(public: bytes) -> MLKEM768PublicKey:
         return MLKEM768PublicKey.from_public_bytes(public)
     except ValueError as error:
         raise ExchangeError("not an ML-KEM-768 public key") from error
+    except UnsupportedAlgorithm as error:
+        raise errors.Refused("ml-kem") from error
 
 
 def _mlkem_secret(seed: bytes) -> MLKEM768PrivateKey:
@@ -82,3 +90,5 @@ def _mlkem_secret(seed: bytes) -> MLKEM768PrivateKey:
         return MLKEM768PrivateKey.from_seed_bytes(seed)
     except ValueError as error:
         raise ExchangeError("ML-KEM seed length") from error
+    except UnsupportedAlgorithm as error:
+        raise errors.Refused("ml-kem") from error

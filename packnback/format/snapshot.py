@@ -225,7 +225,7 @@ def encode_batch(headers: Sequence[KeptHeader]) -> bytes:
 
 
 def decode_batch(data: bytes) -> list[KeptHeader]:
-    """The headers of a batch; each one decodes. Raises FormatDamage or UnsupportedVersion."""
+    """The headers of a batch; each one decodes, and comes with what its signature is checked by. Raises FormatDamage or UnsupportedVersion."""
     what = "header batch"
     value = cbor.decode(data, what)
     cbor.expect(type(value) is list and len(value) > 0, what, "shape")
@@ -234,9 +234,11 @@ def decode_batch(data: bytes) -> list[KeptHeader]:
     kept = []
     for row in value[1]:
         cbor.expect(type(row) is list and len(row) == 4 and all(type(x) is bytes for x in row), what, "row")
-        kept.append(KeptHeader(*row))
-        decode_header(row[0])
+        cbor.expect(len(row[1]) == SIGNATURE_LEN, what, "signature")
+        named = decode_header(row[0]).certificate_hash
+        cbor.expect(blake3(row[2]).digest() == named, what, "certificate is not the one that its header names")
         decode_receipt(row[3])
+        kept.append(KeptHeader(*row))
     cbor.expect(all(a < b for a, b in pairwise(kept)), what, "not sorted")
     return kept
 

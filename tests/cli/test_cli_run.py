@@ -185,3 +185,19 @@ def test_the_demonstration(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, demo, tmp_path / "src"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "are the same" in done.stdout
+
+
+def test_no_core_file_tells_secrets(program: Program) -> None:
+    """Whatever the shell allows, a run that dies leaves nothing of its memory on the disk."""
+    code = (
+        "import resource as r, sys; from packnback.cli.run import run\n"
+        "r.setrlimit(r.RLIMIT_CORE, (r.getrlimit(r.RLIMIT_CORE)[1],) * 2); before = r.getrlimit(r.RLIMIT_CORE)[0]\n"
+        "run(['key', 'show', 'none.key']); print(before, r.getrlimit(r.RLIMIT_CORE)[0])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=program.environment, capture_output=True, timeout=TIMEOUT_S, check=True
+    )
+    before, after = done.stdout.split()
+    if before == b"0":
+        pytest.skip("the system allows no core files anyway")
+    assert after == b"0"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cbor2
+from blake3 import blake3
 from hypothesis import strategies as st
 
 from packnback.format import entry, listing, metadata, pack, record, snapshot
@@ -184,13 +186,16 @@ def headers(draw: st.DrawFn) -> snapshot.Header:
     )  # fmt: skip
 
 
-kept_headers = st.builds(
-    snapshot.KeptHeader,
-    headers().map(snapshot.encode_header),
-    exactly(64),
-    st.binary(max_size=200),
-    receipts.map(snapshot.encode_receipt),
-)
+@st.composite
+def _kept_headers(draw: st.DrawFn) -> snapshot.KeptHeader:
+    """With the certificate that the header names."""
+    certificate = draw(st.binary(max_size=200))
+    header = replace(draw(headers()), certificate_hash=blake3(certificate).digest())
+    receipt = snapshot.encode_receipt(draw(receipts))
+    return snapshot.KeptHeader(snapshot.encode_header(header), draw(exactly(64)), certificate, receipt)
+
+
+kept_headers = _kept_headers()
 
 
 @st.composite

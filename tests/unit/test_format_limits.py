@@ -544,11 +544,35 @@ def test_newer_versions_of_snapshot_parts() -> None:
 
 
 def test_a_batch_is_sorted_and_without_duplicates() -> None:
-    row = [snapshot.encode_header(HEADER), bytes(64), b"", snapshot.encode_receipt(snapshot.Receipt(1, 2, 3))]
+    row = kept_row()
     assert len(snapshot.decode_batch(cbor.encode([1, [row]]))) == 1
-    for rows in ([row, row], [[row[0], b"b", *row[2:]], [row[0], b"a", *row[2:]]], [row[:3]], [[*row[:3], b""]]):
+    descending = [[row[0], b"b" * 64, *row[2:]], [row[0], b"a" * 64, *row[2:]]]
+    for rows in ([row, row], descending, [row[:3]], [[*row[:3], b""]]):
         with pytest.raises(FormatDamage):
             snapshot.decode_batch(cbor.encode([1, rows]))
+    assert len(snapshot.decode_batch(cbor.encode([1, descending[::-1]]))) == 2
+
+
+def kept_row() -> list[bytes]:
+    header = replace(HEADER, certificate_hash=blake3(b"certificate").digest())
+    receipt = snapshot.encode_receipt(snapshot.Receipt(1, 2, 3))
+    return [snapshot.encode_header(header), bytes(64), b"certificate", receipt]
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "why"),
+    [
+        (1, bytes(63), "signature"),
+        (1, b"", "signature"),
+        (2, b"", "certificate"),
+        (2, b"another one", "certificate"),
+    ],
+)
+def test_a_kept_header_comes_with_what_its_signature_is_checked_by(at: int, value: bytes, why: str) -> None:
+    row = kept_row()
+    row[at] = value
+    with pytest.raises(FormatDamage, match=why):
+        snapshot.decode_batch(cbor.encode([1, [row]]))
 
 
 def test_a_condemned_list_is_in_order_and_names_nothing_but_files_of_tmp() -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packnback.backup import state_file
 from packnback.backup.pins import (
     ReaderPins,
     ReaderVerdict,
@@ -203,6 +204,32 @@ def test_accepting_an_alarm_goes_on_and_keeps_the_reason(directory: bytes) -> No
     assert check(None, state, "laptop") is Verdict.GO_ON
     chain.intend(None, (1, B))
     assert chain.load() == replace(state, intents=((1, B),))
+
+
+def test_a_reason_that_is_no_text_is_kept_as_far_as_it_is(directory: bytes) -> None:
+    """An argument on the command line may be any bytes; Python hands on those that are not UTF-8 as surrogates."""
+    chain = opened(directory)
+    assert chain.accept(head(3, A), "restored the \udcff disk", 123) is Verdict.REINSTALLED
+    state = chain.load()
+    assert state is not None
+    assert state.accepted == ((123, "reinstalled", "restored the ? disk"),)
+
+
+@pytest.mark.parametrize("time", [float("inf"), float("nan"), None, b"", []])
+def test_a_state_that_says_something_else_is_damaged(directory: bytes, time: object) -> None:
+    chain = opened(directory)
+    chain._file.store({"head": [0, bytes(32)], "intents": [], "lost": False, "accepted": [[time, "", ""]]})
+    with pytest.raises(StateDamaged):
+        chain.load()
+
+
+def test_a_directory_that_cannot_be_synced_stops_no_backup() -> None:
+    """As on some network file systems; /proc is a real one that refuses in the same way."""
+    proc = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
+    with pytest.raises(OSError, match="Invalid"):
+        os.fsync(proc)
+    os.close(proc)
+    state_file._sync_directory(b"/proc/self")
 
 
 def test_the_file_is_private_and_survives_a_leftover(directory: bytes) -> None:
