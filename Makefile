@@ -12,17 +12,18 @@ export PIP_CACHE_DIR := $(CURDIR)/.venv/pip-cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-nightly bench bench-scale lint clean
+.PHONY: help demo test test-nightly test-oldest bench bench-scale lint clean
 
 help:
 	@echo "make demo [SRC=dir]  back up, restore and compare a directory, in a temporary place"
 	@echo "make test            run the tests"
 	@echo "make test-nightly    run the long tests, too"
+	@echo "make test-oldest     the unit tests and the demo with the oldest dependencies that are allowed"
 	@echo "make bench           packnback beside restic and borg; BENCH_SCALE=0.1 for smaller trees,"
 	@echo "                     BENCH_ARGS='--corpora small --repeat 1' for parts; an hour, 20 GB of disk"
 	@echo "make bench-scale     how time and memory grow; BENCH_SCALE too"
 	@echo "make lint            style, types, layers"
-	@echo "make clean           remove .venv and caches"
+	@echo "make clean           remove .venv, .venv-oldest and caches"
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -50,6 +51,17 @@ test: .venv/.installed-dev
 test-nightly: .venv/.installed-dev
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --nightly
 
+.venv-oldest/.installed: pyproject.toml tests/oldest_dependencies.py | .venv/bin/python
+	@rm -rf .venv-oldest
+	@$(PYTHON) -m venv .venv-oldest
+	@$(PYTHON) tests/oldest_dependencies.py >.venv-oldest/constraints.txt
+	@.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[dev]'
+	@touch $@
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest -q -p no:cacheprovider tests/unit
+	.venv-oldest/bin/python demo/demo.py $(SRC)
+
 bench: .venv/.installed
 	$(BIN)/python -m bench.compare --scale $(BENCH_SCALE) $(BENCH_ARGS)
 
@@ -62,5 +74,5 @@ lint: .venv/.installed-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist
+	rm -rf .venv .venv-oldest .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
