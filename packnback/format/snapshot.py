@@ -225,7 +225,10 @@ def encode_batch(headers: Sequence[KeptHeader]) -> bytes:
 
 
 def decode_batch(data: bytes) -> list[KeptHeader]:
-    """The headers of a batch; each one decodes, and comes with what its signature is checked by. Raises FormatDamage or UnsupportedVersion."""
+    """The headers of a batch; each one decodes, and comes with what its signature is checked by.
+
+    Raises FormatDamage or UnsupportedVersion.
+    """
     what = "header batch"
     value = cbor.decode(data, what)
     cbor.expect(type(value) is list and len(value) > 0, what, "shape")

@@ -6,7 +6,8 @@ import base64
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -401,6 +402,90 @@ def test_the_order_of_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     done.clear()
     change_passphrase(str(tmp_path / "a.key"), None, b"one", cost=CHEAP)
     assert done == ["fsync", "rename", "sync directory"]
+
+
+class PowerCut(BaseException):
+    """Nothing runs after it, clean-up least of all: every later operation raises it, too."""
+
+
+class Machine:
+    """Counts the operations on files, and loses its power before the `last`. What was not synced is lost then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+        self.left, self.dead = last, False
+        self.synced: set[int] = set()
+        for name in ("open", "fsync", "link", "rename", "unlink"):
+            monkeypatch.setattr(os, name, self._wrapped(name, getattr(os, name)))
+
+    def _wrapped(self, name: str, original: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            if self.left == 0 or self.dead:
+                self.dead = True
+                raise PowerCut
+            self.left -= 1
+            result = original(*arguments, **options)
+            if name == "fsync":
+                assert isinstance(arguments[0], int)
+                self.synced.add(os.fstat(arguments[0]).st_ino)
+            return result
+
+        return call
+
+    def after(self, directory: Path) -> None:
+        for path in directory.iterdir():
+            if path.stat().st_ino not in self.synced:
+                path.write_bytes(b"")
+
+
+def powered_down(tmp_path: Path, last: int, act: Callable[[], None], untouched: Sequence[Path] = ()) -> bool:
+    """Do it on a machine that stops before operation number `last`; whether it came to its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        machine = Machine(patch, last)
+        machine.synced.update(path.stat().st_ino for path in untouched)
+        with suppress(PowerCut):
+            act()
+        finished = not machine.dead
+    if not finished:
+        machine.after(tmp_path)
+    return finished
+
+
+def test_a_power_cut_anywhere_while_a_passphrase_changes_never_loses_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.key"
+    loaded_with = []
+    for last in range(50):
+        for leftover in tmp_path.iterdir():
+            leftover.unlink()
+        write_key(str(path), OWNER, b"old", cost=CHEAP)
+        finished = powered_down(
+            tmp_path, last, lambda: change_passphrase(str(path), lambda: b"old", b"new", cost=CHEAP), [path]
+        )
+        try:
+            assert read_key(str(path), lambda: b"old") == OWNER
+            loaded_with.append("old")
+        except errors.WrongPassphrase:
+            assert read_key(str(path), lambda: b"new") == OWNER
+            loaded_with.append("new")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        if finished:
+            break
+    assert finished and loaded_with == sorted(loaded_with, reverse=True)
+    assert {"old", "new"} == set(loaded_with) and loaded_with[-1] == "new"
+
+
+def test_a_power_cut_anywhere_while_a_key_is_written_leaves_a_whole_one_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.key"
+    there = []
+    for last in range(50):
+        for leftover in tmp_path.iterdir():
+            leftover.unlink()
+        finished = powered_down(tmp_path, last, lambda: write_key(str(path), OWNER))
+        there.append(path.exists())
+        if path.exists():
+            assert read_key(str(path)) == OWNER
+        if finished:
+            break
+    assert finished and there == sorted(there) and there[-1] and not there[0]
 
 
 def is_directory(descriptor: object) -> bool:
