@@ -115,6 +115,12 @@ def test_a_keyless_server_refuses_what_it_does_not_know(at: int, value: int) -> 
         parse_envelope(with_bytes(data_envelope()[0], at, bytes((value,))))
 
 
+def test_epoch_zero_names_no_envelope() -> None:
+    """No certificate has it, so nobody may seal under it; the server judges that without a key."""
+    with pytest.raises(errors.EnvelopeRejected, match="epoch 0"):
+        parse_envelope(with_bytes(data_envelope()[0], 56, bytes(4)))
+
+
 @pytest.mark.parametrize(
     ("at", "length"), [(8, 16), (24, 16), (40, 16), (56, 4)], ids=["repository", "domain", "client", "epoch"]
 )
