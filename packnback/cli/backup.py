@@ -14,7 +14,7 @@ from packnback.cli.context import Context, configured, current
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
 from packnback.cli.quantities import counted, parse_compression, parse_tag, rfc3339, shown_duration, shown_size
-from packnback.errors import NotAllowed, StorageFailed, UsageError
+from packnback.errors import NotAllowed, StorageFailed, UsageError, WrongOwner
 from packnback.ids import short
 
 if TYPE_CHECKING:
@@ -215,6 +215,8 @@ def accept_rollback(
     key = context.load(_any_key(context))
     with context.repository("put" if isinstance(key, PutKey) else "list") as repository:
         config = repository.config
+        if key.owner_id != config.owner_id:
+            raise WrongOwner(key.owner_id.hex(), config.owner_id.hex())
         pins.repin_repository(directory, repository.location, config.owner_id, config.repository_id)
         found = _accept_chain(repository, key, reason) if isinstance(key, PutKey) else None
     try:

@@ -229,3 +229,17 @@ def test_a_repository_that_went_back_in_time(program: Program, tmp_path: Path) -
     program("-r", place, "accept-rollback", "--reason", "the disk was restored")
     program("-r", place, "list")
     assert program("-r", place, "backup", "/etc/hostname", "--json").json["sequence"] == 2
+
+
+def test_only_a_key_of_the_repositorys_owner_accepts_a_rollback(program: Program) -> None:
+    """Whose repository this is, only the key can say: with a foreign one, nothing is pinned anew."""
+    program("key", "new", "foreign.key")
+    program("key", "put", "foreign-put.key", "--from", "foreign.key", "--client", "web1")
+    for key in ("foreign.key", "foreign-put.key"):
+        told = program("accept-rollback", "--reason", "why not", "-k", key, "--json", code=5)
+        assert told.json["error"]["kind"] == "wrong-owner"
+
+
+def test_a_reason_in_bytes_that_are_no_text(program: Program) -> None:
+    told = program("accept-rollback", "--reason", b"restored \xff", "--json")
+    assert told.json["accepted"] == "go-on"
