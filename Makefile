@@ -18,7 +18,7 @@ help:
 	@echo "make demo [SRC=dir]  back up, restore and compare a directory, in a temporary place"
 	@echo "make test            run the tests"
 	@echo "make test-nightly    run the long tests, too"
-	@echo "make test-oldest     the unit tests and the demo with the oldest dependencies that are allowed"
+	@echo "make test-oldest     unit tests, command line and demo with the oldest dependencies that are allowed"
 	@echo "make bench           packnback beside restic and borg; BENCH_SCALE=0.1 for smaller trees,"
 	@echo "                     BENCH_ARGS='--corpora small --repeat 1' for parts; an hour, 20 GB of disk"
 	@echo "make bench-scale     how time and memory grow; BENCH_SCALE too"
@@ -59,7 +59,7 @@ test-nightly: .venv/.installed-dev
 	@touch $@
 
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest -q -p no:cacheprovider tests/unit
+	.venv-oldest/bin/python -m pytest -q -p no:cacheprovider tests/unit tests/cli
 	.venv-oldest/bin/python demo/demo.py $(SRC)
 
 bench: .venv/.installed

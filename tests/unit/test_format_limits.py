@@ -272,6 +272,44 @@ def test_footers_that_are_refused(
     assert why in damage.value.why
 
 
+DATA_ENVELOPE = replace(ENVELOPE, object_class=1)
+CHUNK = pack.RecordRow(185, 80 + 100, 1, 0, b"domain__" + b"1" * 24, b"c" * 16, 0, b"")
+LAST_CHUNK = CHUNK._replace(offset=365, length=80, id=b"domain__" + b"2" * 24)
+DATA_END = 365 + LAST_CHUNK.length
+
+
+def test_the_data_footer_that_the_bad_ones_are_made_of() -> None:
+    footer = _footer([CHUNK, LAST_CHUNK], [DATA_ENVELOPE], DATA_END)
+    assert footer.object_class is ObjectClass.DATA
+    assert footer.records == (CHUNK, LAST_CHUNK)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        pytest.param({"id": b"DOMAIN__" + b"2" * 24}, "tag", id="foreign tag"),
+        pytest.param({"id": b"domain__"}, "id", id="short id"),
+        pytest.param({"checksum": b"c" * 15}, "checksum", id="short checksum"),
+        pytest.param({"envelope": 1}, "no such envelope", id="no such envelope"),
+        pytest.param({"envelope": -1}, "row", id="envelope counted from behind"),
+        pytest.param({"level": 1}, "level", id="level 1"),
+        pytest.param({"refs": b"r" * 32}, "refs", id="refs"),
+        pytest.param({"kind": True}, "row", id="kind True"),
+        pytest.param({"level": False}, "row", id="level False"),
+        pytest.param({"kind": 2, "level": 1}, "class", id="kind of the other class"),
+        pytest.param({"offset": -365}, "row", id="negative offset"),
+        pytest.param({"length": 79}, "length", id="shorter than a record"),
+        pytest.param({"length": 81 + BODY_LIMIT}, "length", id="body over the limit"),
+        pytest.param({"id": CHUNK.id}, "object twice", id="object twice"),
+    ],
+)
+def test_data_footers_that_are_refused(changed: dict[str, Any], why: str) -> None:
+    """Rows of data take a short way through the decoder, on which every rule has to stand again."""
+    with pytest.raises(FormatDamage) as damage:
+        _footer([CHUNK, LAST_CHUNK._replace(**changed)], [DATA_ENVELOPE], DATA_END)
+    assert why in damage.value.why
+
+
 def test_a_footer_nonce_has_16_bytes() -> None:
     with pytest.raises(FormatDamage, match="nonce"):
         _footer([PAGE, TABLE], [ENVELOPE], nonce=b"n" * 15)
