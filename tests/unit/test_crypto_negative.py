@@ -192,3 +192,19 @@ def test_a_snapshot_over_another_members_objects_restores(tmp_path: Path) -> Non
     a, b = (OWNER.put_key(name, group="farm").client_id for name in ("a", "b"))
     assert (ObjectClass.META, b) in opened
     assert {maker for object_class, maker in opened if object_class is ObjectClass.DATA} == {a}
+
+
+def test_an_id_with_the_tag_of_another_domain_is_not_taken(repository: LocalRepository) -> None:
+    """Under one's own envelope, so that nothing but the tag is wrong."""
+    web1, web2 = (SmallClient(repository.config.repository_id, name) for name in ("web1", "web2"))
+    sealed = web1.seal(Kind.DATA, [], b"mine", 0).record
+    foreign = record.parse(sealed)
+    header = record.encode_header(
+        Kind.DATA, 0, 0, len(foreign.body), web2.key.domain_id[:8] + foreign.id[8:], foreign.envelope_id
+    )
+    with repository.session(web1.certificate) as session:
+        session.put([web1.envelope(ObjectClass.DATA)[0]])
+        with pytest.raises(NotAllowed) as caught:
+            session.put([record.finish(header, b"", foreign.body)])
+        assert "foreign domain" in str(caught.value)
+        session.put([sealed])
