@@ -17,7 +17,9 @@ from smallclient import OWNER, SmallClient
 
 from packnback import errors
 from packnback.backup.save import SaveOptions, save
+from packnback.crypto.certificate import issue
 from packnback.crypto.keys import OwnerKey
+from packnback.crypto.sign import sign_snapshot
 from packnback.events import Watch
 from packnback.format import config, snapshot
 from packnback.gc.compact import Compacted
@@ -116,11 +118,30 @@ def head_of(client: SmallClient, **changes: object) -> frames.HeadIs:
 
 WEB1 = SmallClient(CONFIG.repository_id)
 MALLORY = OwnerKey(b"m" * 32).put_key("web1")
+
+
+def self_certified_head() -> frames.HeadIs:
+    """Everything fits, and the signature holds; only that it was not the owner who certified the key."""
+    key = WEB1.key
+    certificate = issue(
+        MALLORY.sign_seed,
+        owner_id=key.owner_id,
+        client_id=key.client_id,
+        domain_id=key.domain_id,
+        epoch=key.epoch,
+        verify_key=MALLORY.certificate.verify_key,
+        name=key.name,
+    )
+    genuine = head_of(WEB1)
+    return replace(genuine, certificate=certificate.raw, signature=sign_snapshot(MALLORY.sign_seed, genuine.header))
+
+
 HEADS = {
     "nobody's signature": head_of(WEB1, signature=bytes(64)),
     "another client's": head_of(SmallClient(CONFIG.repository_id, "web2")),
     "another repository's": head_of(SmallClient(b"another one's id")),
     "another owner's": head_of(WEB1, certificate=MALLORY.certificate.raw),
+    "signed under a certificate of its own making": self_certified_head(),
     "altered": head_of(WEB1, header=WEB1.snapshot(bytes(32), None, time_ns=5)[:204]),
     "junk": head_of(WEB1, header=b"junk"),
 }
