@@ -190,9 +190,7 @@ def test_key_files(kind: str, key: Any, body: bytes) -> None:
 
 def test_a_protected_key_file() -> None:
     line = "packnback owner key v1 argon2id opslimit=1 memlimit=67108864 salt=" + "5a" * 16
-    key = sodium.crypto_pwhash_alg(
-        32, b"a word", b"\x5a" * 16, 1, 64 * MIB, sodium.crypto_pwhash_ALG_ARGON2ID13
-    )
+    key = sodium.crypto_pwhash_alg(32, b"a word", b"\x5a" * 16, 1, 64 * MIB, sodium.crypto_pwhash_ALG_ARGON2ID13)
     content = b"n" * 24 + seal(key, b"n" * 24, line.encode(), SEED)
     packed = base64.b64encode(content + H(line.encode() + b"\n" + content)[:16])
     assert keytext.decode_key(line.encode() + b"\n" + packed + b"\n", "x", lambda: b"a word") == OWNER
