@@ -27,13 +27,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from packnback.errors import BlobMissing, DamageBlocks, DiskFull, FormatDamage, Locked, PackDamage
-from packnback.format import record as record_format
+from packnback.errors import DamageBlocks, DiskFull, Locked, StorageFailed
 from packnback.format import rows
-from packnback.format.pack import EnvelopeRow, Footer, RecordRow
-from packnback.format.record import Record
+from packnback.format.pack import RecordRow
 from packnback.gc.condemned_lists import drop_lists, lists_without_packs
 from packnback.gc.confirm import confirm_counts
+from packnback.gc.copies import ROT, Copies, read_envelopes, read_records
 from packnback.gc.forget import check_clock
 from packnback.gc.plan import Plan, make_plan
 from packnback.gc.release import release, returned_files, to_release
@@ -44,7 +43,7 @@ from packnback.store.condemned import condemned_packs
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.interface import SnapshotInfo
 from packnback.store.lock import Held
-from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.packer import Packer
 from packnback.store.quarantine import put_aside_snapshots
 from packnback.store.refcount import Ledger, lookup, pack_row
 from packnback.store.repository import LocalRepository
@@ -140,11 +139,12 @@ def _compact(repository: LocalRepository, held: Held, expired: Sequence[Snapshot
         release(repository, expired)
     done = Compacted([info.name for info in expired])
     with repository.ports.index.read() as txn:
+        generation = repository.ports.index.generation
         plan = make_plan(pack_uses(txn), max_waste, condemned_packs(txn))
         objects = txn.count("objects")
     if not plan.empty:
         confirm_counts(repository)
-        Run(repository, held, plan, done).run()
+        Run(repository, held, plan, done, generation).run()
     drop_lists(repository, lists_without_packs(repository))
     with repository.ports.index.read() as txn:
         done.objects_dropped = objects - txn.count("objects")
@@ -175,10 +175,15 @@ def _foresee(repository: LocalRepository, expired: Sequence[SnapshotInfo], max_w
 
 
 class Run:
-    """One rewriting and deleting, as planned."""
+    """One rewriting and deleting, as planned from the index of that `generation`, and from no other one.
 
-    def __init__(self, repository: LocalRepository, held: Held, plan: Plan, done: Compacted) -> None:
+    The lock keeps nobody from throwing the index away, which needs none; and an empty one says of every object
+    that nobody needs it.
+    """
+
+    def __init__(self, repository: LocalRepository, held: Held, plan: Plan, done: Compacted, generation: int) -> None:
         self._repository = repository
+        self._generation = generation
         self._held = held
         self._truth = repository.truth
         self._index = repository.ports.index
@@ -188,6 +193,15 @@ class Run:
         self._leaving = {*plan.drop, *plan.rewrite}
         self._outputs: set[bytes] = set()
         self._deleted: set[bytes] = set()
+        self._copies = Copies(repository.truth)
+
+    @contextmanager
+    def _reading(self) -> Iterator[ReadTxn]:
+        """A transaction on the index that the plan was made from. Raises StorageFailed when it is gone."""
+        with self._index.read() as txn:
+            if self._index.generation != self._generation:
+                raise StorageFailed("compact", self._repository.location, "the index was thrown away meanwhile")
+            yield txn
 
     def run(self) -> None:
         """Steps 5 to 8 of the module's docstring. Raises DiskFull only after all this."""
@@ -220,14 +234,13 @@ class Run:
     def _copy_live(self, name: bytes) -> None:
         try:
             _, footer = adoption.read_footer(self._truth.blobs, name, self._truth.watch.counters)
-            with self._index.read() as txn:
+            with self._reading() as txn:
                 live = [row for row in footer.records if self._is_live_here(txn, row, name)]
                 self._confirm_live(txn, name, sum(row.length for row in live))
-            copies = self._read(name, live)
-            envelopes = self._read_envelopes(name, footer, live)
-        except (PackDamage, FormatDamage):
-            self._leaving.discard(name)
-            self._done.rotten.append(name.hex())
+            copies = read_records(self._truth, name, live)
+            envelopes = read_envelopes(self._truth, name, footer, live)
+        except ROT:
+            self._keep_rotten(name)
             return
         self._done.packs_rewritten += 1
         for row, (data, record) in zip(live, copies, strict=True):
@@ -235,6 +248,10 @@ class Run:
             packer.add(data, record, envelopes[row.envelope])
             if packer.full:
                 self._publish(footer.object_class)
+
+    def _keep_rotten(self, name: bytes) -> None:
+        self._leaving.discard(name)
+        self._done.rotten.append(name.hex())
 
     def _confirm_live(self, txn: ReadTxn, name: bytes, found: int) -> None:
         """What was found by single lookups has to add up to what was confirmed by reading whole tables.
@@ -251,29 +268,6 @@ class Run:
         """Whether this is the primary copy of a live object."""
         found = lookup(txn, row.id)
         return found is not None and txn.get("counts", row.id) is not None and pack_row(txn, found.pack).name == name
-
-    def _read(self, name: bytes, live: Sequence[RecordRow]) -> list[tuple[bytes, Record]]:
-        """The records, each checked against its own checksum and the footer's. Raises FormatDamage."""
-        copies = []
-        for row in live:
-            data = self._truth.blobs.read(layout.pack_path(name.hex()), row.offset, row.length)
-            record = record_format.parse(data)
-            if record.id != row.id or record.checksum != row.checksum or record.length != row.length:
-                raise FormatDamage("record", "not the one that the footer names")
-            self._truth.watch.counters.records_read += 1
-            copies.append((data, record))
-        return copies
-
-    def _read_envelopes(self, name: bytes, footer: Footer, live: Sequence[RecordRow]) -> dict[int, EnvelopeFacts]:
-        found = {}
-        for index in sorted({row.envelope for row in live}):
-            row: EnvelopeRow = footer.envelopes[index]
-            data = self._truth.blobs.read(layout.pack_path(name.hex()), row.offset, row.length)
-            record = record_format.parse(data)
-            if record.id != row.id or record.length != row.length:
-                raise FormatDamage("record", "another envelope")
-            found[index] = EnvelopeFacts(data, row.id, row.client_id, row.domain_id, row.epoch, row.object_class)
-        return found
 
     def _publish(self, object_class: ObjectClass) -> None:
         packer = self._packers[object_class]
@@ -323,21 +317,25 @@ class Run:
         need what is about to go. (A mount that carries no locks, sshfs for example.)
         """
         self._held.confirm()
-        with self._index.read() as txn:
+        with self._reading() as txn:
             known = {key.decode() for key, _ in txn.scan("snapshots")}
         if not known.issuperset(self._truth.blobs.list(layout.SNAPSHOTS)):
             raise Locked(f"{self._repository.location}/{layout.LOCK}", "another machine")
 
     def _meta_first(self, name: bytes) -> tuple[int, bytes]:
-        with self._index.read() as txn:
+        with self._reading() as txn:
             value = txn.get("pack_names", name)
             row = pack_row(txn, rows.decode_number(name, value)) if value is not None else None
         return -(row.object_class if row else 0), name
 
     def _is_superfluous(self, name: bytes) -> bool:
         """Whether every live object of the pack also stands, verified, in a pack that stays."""
-        _, footer = adoption.read_footer(self._truth.blobs, name, self._truth.watch.counters)
-        with self._index.read() as txn:
+        try:
+            _, footer = adoption.read_footer(self._truth.blobs, name, self._truth.watch.counters)
+        except ROT:
+            self._keep_rotten(name)
+            return False
+        with self._reading() as txn:
             for row in footer.records:
                 if txn.get("counts", row.id) is not None and not self._stands_elsewhere(txn, row):
                     return False
@@ -347,19 +345,7 @@ class Run:
         found = lookup(txn, row.id)
         if found is None:
             return False
-        places = [(found.pack, found.offset, found.length)]
-        for key, value in txn.scan("more", row.id):
-            places.append((rows.split_more_key(key)[1], *rows.decode_more(key, value)))
-        named = [(pack_row(txn, number).name, offset, length) for number, offset, length in places]
-        return any(name not in self._leaving and self._is_good(name, o, n, row) for name, o, n in named)
-
-    def _is_good(self, name: bytes, offset: int, length: int, row: RecordRow) -> bool:
-        """Whether the copy at this place is whole: copied by this run, which checked it, or checked now."""
-        if name in self._outputs:
-            return True
-        try:
-            record = record_format.parse(self._truth.blobs.read(layout.pack_path(name.hex()), offset, length))
-        except (FormatDamage, BlobMissing):
-            return False
-        self._truth.watch.counters.records_read += 1
-        return (record.id, record.kind, record.level, record.refs) == (row.id, row.kind, row.level, row.refs)
+        places = [found.pack, *(rows.split_more_key(key)[1] for key, _ in txn.scan("more", row.id))]
+        names = [pack_row(txn, number).name for number in places]
+        staying = [name for name in names if name not in self._leaving]
+        return any(name in self._outputs or self._copies.are_whole(name, row) for name in staying)

@@ -210,8 +210,9 @@ class _Steps(Run):
         due: Collection[str],
     ) -> None:
         with repository.ports.index.read() as txn:
+            generation = repository.ports.index.generation
             self._todo = _todo(txn, options.max_waste, due)
-        super().__init__(repository, held, self._todo.plan, Compacted(list(released)))
+        super().__init__(repository, held, self._todo.plan, Compacted(list(released)), generation)
         self._leaving |= self._todo.condemned
         self._due_lists = due
 
@@ -245,7 +246,10 @@ class _Steps(Run):
     def _copy_live(self, name: bytes) -> None:
         with suppress(BlobMissing):  # a compaction elsewhere has deleted it, having copied what is needed
             super()._copy_live(name)
-        self._leaving |= self._todo.condemned
+
+    def _keep_rotten(self, name: bytes) -> None:
+        super()._keep_rotten(name)
+        self._leaving |= self._todo.condemned  # nobody may rely on those, rotten or not
 
     def _delete_due(self) -> None:
         """Step 5. Meta packs go first, see `Run`."""
