@@ -45,6 +45,7 @@ from packnback.store.interface import SnapshotInfo
 from packnback.store.lock import Held
 from packnback.store.packer import Packer
 from packnback.store.quarantine import put_aside_snapshots
+from packnback.store.reconcile import names_in
 from packnback.store.refcount import Ledger, lookup, pack_row
 from packnback.store.repository import LocalRepository
 
@@ -319,7 +320,7 @@ class Run:
         self._held.confirm()
         with self._reading() as txn:
             known = {key.decode() for key, _ in txn.scan("snapshots")}
-        if not known.issuperset(self._truth.blobs.list(layout.SNAPSHOTS)):
+        if not known.issuperset(names_in(self._truth, layout.SNAPSHOTS)):
             raise Locked(f"{self._repository.location}/{layout.LOCK}", "another machine")
 
     def _meta_first(self, name: bytes) -> tuple[int, bytes]:

@@ -4,14 +4,15 @@ A marker is an empty file that says: this snapshot was forgotten at this time. T
 goes on protecting its objects until a compaction after the grace period releases it; until then `recover`
 deletes the markers and everything is as before.
 
-Order: publish the marker, then the index; delete markers, wait until that is durable, then the index.
+Order: publish the markers, then the index; delete markers, wait until that is durable, then the index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
-from packnback.errors import Refused
+from packnback.errors import AlreadyExists, BlobMissing, Refused
 from packnback.format import snapshot
 from packnback.gc.retention import Candidate, Policy, Verdict, decide, guard_clock
 from packnback.store import catalog, layout
@@ -32,7 +33,7 @@ def check_clock(repository: LocalRepository, force: bool) -> int:
     """The present time in ns, unless it cannot be believed (ClockRefused; `force` believes it anyway)."""
     now_ns = repository.ports.now_ns()
     if not force:
-        with repository.ports.index.read() as txn:
+        with repository.read() as txn:
             guard_clock(now_ns, newest_time(txn))
     return now_ns
 
@@ -59,44 +60,55 @@ def forget(repository: LocalRepository, names: Sequence[str], *, force: bool = F
     without any live snapshot; `force` overrides both.
     """
     now_ns = check_clock(repository, force)
-    infos = {i.name: i for i in repository.snapshots()}
-    wanted = [infos[n] for n in dict.fromkeys(names) if n in infos and infos[n].forgotten_ns is None]
-    if not force:
-        _refuse_to_empty(infos.values(), wanted)
     repository.ports.index.release_ballast()
     try:
-        return [_forget_one(repository, info, now_ns) for info in wanted]
+        return repository.write(lambda txn: _forget_in(repository, txn, names, now_ns, force))
     finally:
         repository.ports.index.restore_ballast()
 
 
+def _forget_in(
+    repository: LocalRepository, txn: WriteTxn, names: Sequence[str], now_ns: int, force: bool
+) -> list[str]:
+    """All in one transaction: of two that forget at the same time, the second one sees what the first has left."""
+    infos = {i.name: i for i in catalog.snapshots(txn)}
+    wanted = [infos[n] for n in dict.fromkeys(names) if n in infos and infos[n].forgotten_ns is None]
+    if not force:
+        _refuse_to_empty(infos.values(), wanted)
+    ledger = Ledger(txn)
+    markers = [_marker(info, now_ns) for info in wanted]
+    for marker in markers:
+        with suppress(AlreadyExists):  # by an earlier run of this transaction, or by one that was cut off
+            repository.ports.blobs.publish(f"{layout.FORGOTTEN}/{marker}", [])
+        ledger.adopt_marker(marker)
+    return markers
+
+
 def _refuse_to_empty(infos: Iterable[SnapshotInfo], wanted: Sequence[SnapshotInfo]) -> None:
+    """A client keeps a snapshot that can be restored, if it has any: a damaged one is no reason to give that up."""
     going = {i.name for i in wanted}
-    staying = {i.client_id for i in infos if i.forgotten_ns is None and not i.partial and i.name not in going}
-    emptied = sorted({i.client for i in wanted if i.client_id not in staying and not i.partial})
+    staying = [i for i in infos if i.forgotten_ns is None and not i.partial and i.name not in going]
+    any_stays, whole_stays = {i.client_id for i in staying}, {i.client_id for i in staying if i.complete}
+    emptied = {
+        i.client for i in wanted if not i.partial and i.client_id not in (whole_stays if i.complete else any_stays)
+    }
     if emptied:
-        raise Refused("last snapshot", ", ".join(emptied))
+        raise Refused("last snapshot", ", ".join(sorted(emptied)))
 
 
-def _forget_one(repository: LocalRepository, info: SnapshotInfo, now_ns: int) -> str:
+def _marker(info: SnapshotInfo, now_ns: int) -> str:
     # Never before the receipt, however the clock stands: such a marker would belong to an earlier snapshot.
-    marker = snapshot.marker_name(info.client_id, info.sequence, max(now_ns, info.receipt.time_ns))
-    repository.ports.blobs.publish(f"{layout.FORGOTTEN}/{marker}", [])
-
-    def adopt(txn: WriteTxn) -> None:
-        Ledger(txn).adopt_marker(marker)
-
-    repository.ports.index.write(adopt)
-    return marker
+    return snapshot.marker_name(info.client_id, info.sequence, max(now_ns, info.receipt.time_ns))
 
 
 def recover(repository: LocalRepository, names: Sequence[str]) -> list[str]:
     """Delete the markers of these snapshots; the names of those that were forgotten. The caller holds the lock."""
     wanted = set(names)
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         markers = [m for m in (key.decode() for key, _ in txn.scan("markers")) if _snapshot_of(m) in wanted]
     for marker in markers:
-        repository.ports.blobs.delete(f"{layout.FORGOTTEN}/{marker}")
+        with suppress(BlobMissing):  # somebody else recovers it at the same time
+            repository.ports.blobs.delete(f"{layout.FORGOTTEN}/{marker}")
     repository.ports.blobs.barrier()
 
     def drop(txn: WriteTxn) -> None:

@@ -133,13 +133,13 @@ class LocalMaintenance:
 
     def gaps(self) -> list[Finding]:
         """See `Maintenance.gaps`."""
-        with self._repository.ports.index.read() as txn:
+        with self._repository.read() as txn:
             unreadable = [finding for finding in file_findings(txn) if finding.kind == "snapshot"]
             return unreadable + chain_findings(txn)
 
     def released(self) -> list[Released]:
         """See `Maintenance.released`."""
-        with self._repository.ports.index.read() as txn:
+        with self._repository.read() as txn:
             kept = [
                 (rows.split_released_key(key), rows.decode_released(key, value))
                 for key, value in txn.scan("released")

@@ -37,7 +37,7 @@ from typing import Protocol
 
 from packnback.errors import AlreadyExists, BlobMissing, DiskFull, PacknbackError, Poisoned, StorageFailed, Unreadable
 from packnback.store.fs import Buffer, FileSystem, parent_of
-from packnback.store.layout import TMP
+from packnback.store.layout import TMP, is_foreign
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EREMOTEIO})
@@ -175,8 +175,11 @@ class FileBlobStore:
         self._sync_dir(directory)
 
     def sweep_tmp(self) -> int:
-        """Not followed by a sync: a file that comes back is swept by the next compaction."""
-        names = self.list(TMP)
+        """Not followed by a sync: a file that comes back is swept by the next compaction.
+
+        What file servers leave (``@eaDir``, ``.nfs0001``) is theirs, and may not even be a file.
+        """
+        names = [name for name in self.list(TMP) if not is_foreign(name)]
         for name in names:
             with _told("sweep", f"{TMP}/{name}"):
                 self._fs.unlink(f"{TMP}/{name}")

@@ -241,7 +241,7 @@ class Stats:
 
 def stats(repository: LocalRepository) -> Stats:
     """Sizes as the index knows them. The caller holds the lock, and has reconciled."""
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         packs = [rows.decode_pack(key, value) for key, value in txn.scan("packs")]
         infos = catalog.snapshots(txn)
         snapshot_bytes = sum(info.size for info in infos)

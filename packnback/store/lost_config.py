@@ -19,7 +19,7 @@ def repository_id_of(blobs: BlobStore, location: str, owner_bundle: bytes) -> by
     Raises ConfigDamage when there is something, but nothing that tells.
     """
     ids = set()
-    names = blobs.list(layout.SNAPSHOTS)
+    names = [name for name in blobs.list(layout.SNAPSHOTS) if not layout.is_foreign(name)]
     for name in names:
         try:
             file = snapshot.decode_file(blobs.read(f"{layout.SNAPSHOTS}/{name}"))
@@ -29,7 +29,11 @@ def repository_id_of(blobs: BlobStore, location: str, owner_bundle: bytes) -> by
         ids.add(file.header.repository_id)
     if len(ids) == 1:
         return ids.pop()
-    if not names and not any(blobs.list(directory) for directory in layout.PACK_DIRECTORIES):
+    if not names and not any(_has_files(blobs, directory) for directory in layout.PACK_DIRECTORIES):
         return None
     why = "snapshots of several repositories" if ids else "no snapshot of this owner"
     raise ConfigDamage(f"{location}/{layout.CONFIG}", f"missing, and {why} to tell which repository this was")
+
+
+def _has_files(blobs: BlobStore, directory: str) -> bool:
+    return not all(map(layout.is_foreign, blobs.list(directory)))

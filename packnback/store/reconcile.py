@@ -92,12 +92,14 @@ def known_names(txn: ReadTxn) -> Names:
     )
 
 
+def names_in(truth: Truth, directory: str) -> set[str]:
+    """The names in a directory, as the index knows them, without those that are nobody's business here."""
+    return {layout.known_as(name) for name in truth.blobs.list(directory) if not layout.is_foreign(name)}
+
+
 def listed_names(truth: Truth) -> Names:
     """The names that the directories hold: everything else first, packs last."""
-    others = {
-        table: {layout.known_as(name) for name in truth.blobs.list(directory) if not layout.is_foreign(name)}
-        for table, directory in _DIRECTORIES.items()
-    }
+    others = {table: names_in(truth, directory) for table, directory in _DIRECTORIES.items()}
     packs = set()
     for directory in layout.PACK_DIRECTORIES:
         for name in truth.blobs.list(directory):

@@ -67,14 +67,14 @@ def repair(repository: LocalRepository, bad_ids: Iterable[bytes] = (), suspects:
     for name in _packs_to_repair(repository, bad, suspects):
         before |= _repair_pack(repository, name, bad, done)
     repository.reconcile()
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         done.objects_lost = sorted(i for i in before if lookup(txn, i) is None)
     return done
 
 
 def _put_aside_files(repository: LocalRepository) -> list[str]:
     blobs = repository.truth.blobs
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         damaged = catalog.damaged_files(txn, only=rows.DAMAGED)
     moved = []
     for path in (f"{directory}/{name}" for directory, name, _ in damaged if directory != layout.PACKS):
@@ -87,13 +87,13 @@ def _put_aside_files(repository: LocalRepository) -> list[str]:
 
 
 def _object_ids(repository: LocalRepository, ids: set[bytes]) -> set[bytes]:
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         return {i for i in ids if lookup(txn, i) is not None}
 
 
 def _packs_to_repair(repository: LocalRepository, bad: set[bytes], suspects: Iterable[bytes]) -> list[bytes]:
     found = set(suspects)
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         for key, value in txn.scan("packs"):
             row = rows.decode_pack(key, value)
             if row.status == rows.DAMAGED or row.conflicts:
@@ -134,7 +134,7 @@ def _repair_pack(repository: LocalRepository, name: bytes, bad: set[bytes], done
 
 
 def _in_conflict(repository: LocalRepository, name: bytes) -> bool:
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         value = txn.get("pack_names", name)
         return value is not None and bool(pack_row(txn, rows.decode_number(name, value)).conflicts)
 
@@ -192,7 +192,7 @@ def _good_records(data: bytes, footer: Footer | None) -> Iterator[tuple[int, Rec
 def _envelopes_elsewhere(repository: LocalRepository, wanted: set[bytes]) -> dict[bytes, EnvelopeFacts]:
     """Envelopes out of other packs: one serves for about 64 MiB, so it often stands in several."""
     found: dict[bytes, EnvelopeFacts] = {}
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         names = [key for key, _ in txn.scan("pack_names")] if wanted else []
     blobs, counters = repository.truth.blobs, repository.truth.watch.counters
     for name in names:
@@ -219,7 +219,7 @@ def _envelope_facts(whole: bytes, record: Record) -> EnvelopeFacts | None:
 
 
 def _contradicts(repository: LocalRepository, record: Record) -> bool:
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         return contradicts(txn, record.id, (record.kind, record.level, record.refs))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from packnback.errors import (
@@ -30,12 +30,12 @@ from packnback.store import catalog, layout, leases
 from packnback.store.blobs import BlobStore
 from packnback.store.condemned import condemned_lists
 from packnback.store.fetch import Fetcher
-from packnback.store.index import Index, ReadTxn
+from packnback.store.index import Index, ReadTxn, T, WriteTxn
 from packnback.store.interface import Fetched, SnapshotInfo
 from packnback.store.leases import Lease
 from packnback.store.lock import Held, Locks
 from packnback.store.reconcile import Reconciled, Truth, reconcile
-from packnback.store.session import ClientIdentity, LocalSession
+from packnback.store.session import ClientIdentity, IndexReplaced, LocalSession
 
 SESSION_WAIT_S = 600.0
 """How long a session waits for a compaction to end, unless told otherwise."""
@@ -223,6 +223,19 @@ class LocalRepository:
                 if self.ports.index.generation == self._generation:
                     yield txn
                     return
+            self.reconcile()
+
+    def write(self, body: Callable[[WriteTxn], T]) -> T:
+        """Run `body` in a write transaction on the index as this handle has reconciled it, like `read`."""
+
+        def on_the_same(txn: WriteTxn) -> T:
+            if self.ports.index.generation != self._generation:
+                raise IndexReplaced
+            return body(txn)
+
+        while True:
+            with suppress(IndexReplaced):
+                return self.ports.index.write(on_the_same)
             self.reconcile()
 
     def snapshots(self) -> list[SnapshotInfo]:

@@ -158,7 +158,7 @@ def choose(repository: LocalRepository, sample_percent: float = 100.0) -> list[b
     """The packs to read: all, or those known to be damaged and that percentage of the others, those first that
     were read longest ago.
     """
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         names = [key for key, _ in txn.scan("pack_names")]
         if sample_percent >= 100:
             return names
@@ -211,14 +211,14 @@ def _findings(repository: LocalRepository, damaged: list[ScrubbedPack]) -> list[
 
     Packs that the index knows to be damaged are left out: the check of the structure has told of them.
     """
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         known = {row.name for row in _pack_rows(txn) if row.status != rows.GOOD}
     damaged = [scrubbed for scrubbed in damaged if scrubbed.name not in known]
     if not damaged:
         return []
     unusable = {scrubbed.name for scrubbed in damaged if scrubbed.problem}
     bad_places = {(scrubbed.name, object_id) for scrubbed in damaged for object_id in scrubbed.bad}
-    with repository.ports.index.read() as txn:
+    with repository.read() as txn:
         lost: dict[bytes, list[bytes]] = {scrubbed.name: [] for scrubbed in damaged}
         for name, object_id in [*bad_places, *_objects_of(txn, unusable)]:
             places = {place.pack for place in locations(txn, object_id)}

@@ -207,3 +207,13 @@ def test_plan_merges_many_small_packs_but_never_for_nothing() -> None:
     small = [use(i, 1000, 900) for i in range(1, 17)]
     assert len(make_plan(small, 0.5).rewrite) == 16
     assert make_plan(small[:15], 0.5).empty
+
+
+def test_what_file_servers_leave_keeps_nobody_from_compacting(repository: LocalRepository, tmp_path: Path) -> None:
+    generations(repository, 6)
+    for directory in ("snapshots", "forgotten", "headers", "packs/00", "tmp", "quarantine"):
+        (tmp_path / "repo" / directory / "@eaDir").mkdir()
+        (tmp_path / "repo" / directory / ".nfs0001").write_bytes(b"open elsewhere")
+    forget(repository, [i.name for i in repository.snapshots()[:4]])
+    assert run(repository).packs_deleted
+    assert len(repository.snapshots()) == 2 and not check_structure(repository).damage
