@@ -35,7 +35,7 @@ from packnback.gc.confirm import confirm_counts
 from packnback.gc.copies import ROT, Copies, read_envelopes, read_records
 from packnback.gc.forget import check_clock
 from packnback.gc.plan import Plan, make_plan
-from packnback.gc.release import release, returned_files, to_release
+from packnback.gc.release import markers_left, release, returned_files, to_release
 from packnback.gc.whatif import drop_snapshots, pack_uses, what_if
 from packnback.ids import ObjectClass
 from packnback.store import adoption, layout
@@ -135,8 +135,8 @@ def refuse_damage(
 def _compact(repository: LocalRepository, held: Held, expired: Sequence[SnapshotInfo], max_waste: float) -> Compacted:
     repository.ports.blobs.sweep_tmp()
     with repository.ports.index.read() as txn:
-        returned = returned_files(txn)
-    if expired or returned:
+        left = returned_files(txn) or markers_left(txn)
+    if expired or left:
         release(repository, expired)
     done = Compacted([info.name for info in expired])
     with repository.ports.index.read() as txn:

@@ -12,6 +12,7 @@ Nothing else is rewritten unless bytes or the number of packs strictly fall, so 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from packnback.ids import MIB
@@ -56,14 +57,15 @@ class Plan:
 
 
 def make_plan(packs: Iterable[PackUse], max_waste: float, condemned: Collection[bytes] = ()) -> Plan:
-    """A plan after which dead bytes are at most the fraction `max_waste` (0 … 1) of all bytes."""
+    """A plan after which dead bytes are at most the fraction `max_waste` (0 … 1) of all records' bytes."""
     packs = list(packs)
     drop = [p for p in packs if not p.live_bytes]
     kept = [p for p in packs if p.live_bytes and p.name not in condemned]
     rewrite = {p.name: p for p in _wasteful(kept, max_waste)}
     rewrite.update({p.name: p for p in packs if p.live_bytes and p.name in condemned})
     for object_class in sorted({p.object_class for p in kept}):
-        for pack in _small(object_class, kept, rewrite.keys()):
+        of_class = [p for p in packs if p.live_bytes and p.object_class == object_class]
+        for pack in _small(of_class, rewrite.keys()):
             rewrite[pack.name] = pack
     chosen = list(rewrite.values())
     return Plan(
@@ -76,7 +78,8 @@ def make_plan(packs: Iterable[PackUse], max_waste: float, condemned: Collection[
 
 def _wasteful(packs: Sequence[PackUse], max_waste: float) -> list[PackUse]:
     """The packs that free the most for each byte copied, as many as it takes."""
-    total = sum(p.size for p in packs)
+    # Framing is left out: how much of it the new packs have is not known, and the next plan must find enough done.
+    total = sum(p.record_bytes for p in packs)
     dead = sum(p.dead_bytes for p in packs)
     chosen = []
     for pack in sorted(packs, key=lambda p: (-p.dead_bytes / p.live_bytes, p.name)):
@@ -88,11 +91,15 @@ def _wasteful(packs: Sequence[PackUse], max_waste: float) -> list[PackUse]:
     return chosen
 
 
-def _small(object_class: int, packs: Sequence[PackUse], chosen: Iterable[bytes]) -> list[PackUse]:
-    """The small packs of a class, if merging them makes fewer packs."""
-    taken = set(chosen)
-    small = [p for p in packs if p.object_class == object_class and p.size < SMALL and p.name not in taken]
-    if len(small) < SMALL_COUNT:
+def _small(packs: Sequence[PackUse], chosen: AbstractSet[bytes]) -> list[PackUse]:
+    """The small packs of a class, to be merged with what is rewritten anyway; none if that makes no fewer packs.
+
+    Of what is rewritten a small pack may remain, too: it counts as one.
+    """
+    rewritten = [p for p in packs if p.name in chosen]
+    small = [p for p in packs if p.size < SMALL and p.name not in chosen]
+    if len(small) + bool(rewritten) < SMALL_COUNT:
         return []
-    packs_after = -(-sum(p.live_bytes for p in small) // PACK_TARGET)
-    return small if packs_after < len(small) else []
+    merged = [*small, *rewritten]
+    packs_after = -(-sum(p.live_bytes for p in merged) // PACK_TARGET)
+    return small if packs_after < len(merged) else []

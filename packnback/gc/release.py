@@ -51,6 +51,10 @@ def _expired(info: SnapshotInfo, grace_ns: int, now_ns: int, newest_whole: int) 
     return info.partial and (info.sequence < newest_whole or info.receipt.time_ns + PARTIAL_AGE_NS <= now_ns)
 
 
+BATCH_LIMIT = 4096
+"""Headers in one batch: well within what a reader accepts of a file."""
+
+
 def returned_files(txn: ReadTxn) -> list[str]:
     """Names of snapshot files that count for nothing, because their header is kept as released."""
     return [
@@ -60,21 +64,30 @@ def returned_files(txn: ReadTxn) -> list[str]:
     ]
 
 
+def markers_left(txn: ReadTxn) -> list[str]:
+    """Names of markers whose snapshot was released, and its file deleted, before somebody was cut off."""
+    return [marker for marker in _markers(txn) if _is_left(txn, marker)]
+
+
+def _is_left(txn: ReadTxn, marker: str) -> bool:
+    if txn.get("snapshots", f"{marker.partition('.')[0]}.snap".encode()) is not None:
+        return False
+    try:
+        client_id, sequence, _ = snapshot.parse_marker_name(marker)
+    except FormatDamage:
+        return False
+    return any(True for _ in txn.scan("released", rows.released_key(client_id, sequence, b"")))
+
+
 def release(repository: LocalRepository, infos: Sequence[SnapshotInfo]) -> None:
     """Release snapshots for good. The caller holds the lock exclusively."""
     blobs = repository.ports.blobs
-    batch = ""
-    headers: list[KeptHeader] = []
-    if infos:
-        headers = [_kept(info, repository.read_snapshot(info.name)) for info in infos]
-        data = snapshot.encode_batch(headers)
-        batch = blake3(data).hexdigest()
-        with suppress(AlreadyExists):  # the very same batch, by its name: an earlier run was cut off after it
-            blobs.publish(f"{layout.HEADERS}/{batch}", [data])
+    batches = [_keep(repository, infos[at : at + BATCH_LIMIT]) for at in range(0, len(infos), BATCH_LIMIT)]
     names = [info.name for info in infos]
     with repository.ports.index.read() as txn:
         names += [name for name in returned_files(txn) if name not in names]
-        markers = _markers_of(txn, names)
+        stems = {name.partition(".")[0] for name in names}
+        markers = [m for m in _markers(txn) if m.partition(".")[0] in stems] + markers_left(txn)
     for name in names:
         _delete(blobs, f"{layout.SNAPSHOTS}/{name}")
     for marker in markers:
@@ -83,7 +96,7 @@ def release(repository: LocalRepository, infos: Sequence[SnapshotInfo]) -> None:
 
     def drop(txn: WriteTxn) -> None:
         ledger = Ledger(txn)
-        if batch:
+        for batch, headers in batches:
             ledger.adopt_batch(batch, headers)
         for name in names:
             ledger.drop_snapshot(name)
@@ -92,6 +105,16 @@ def release(repository: LocalRepository, infos: Sequence[SnapshotInfo]) -> None:
         ledger.settle()
 
     repository.ports.index.write(drop)
+
+
+def _keep(repository: LocalRepository, infos: Sequence[SnapshotInfo]) -> tuple[str, list[KeptHeader]]:
+    """Publish a batch of their headers: its name, and what is in it."""
+    headers = [_kept(info, repository.read_snapshot(info.name)) for info in infos]
+    data = snapshot.encode_batch(headers)
+    batch = blake3(data).hexdigest()
+    with suppress(AlreadyExists):  # the very same batch, by its name: an earlier run was cut off after it
+        repository.ports.blobs.publish(f"{layout.HEADERS}/{batch}", [data])
+    return batch, headers
 
 
 def _kept(info: SnapshotInfo, data: bytes) -> KeptHeader:
@@ -109,9 +132,8 @@ def _kept(info: SnapshotInfo, data: bytes) -> KeptHeader:
     return KeptHeader(file.header_bytes, file.signature, file.certificate, data[-RECEIPT_LEN:])
 
 
-def _markers_of(txn: ReadTxn, names: Iterable[str]) -> list[str]:
-    stems = {name.partition(".")[0] for name in names}
-    return [m for m in (key.decode() for key, _ in txn.scan("markers")) if m.partition(".")[0] in stems]
+def _markers(txn: ReadTxn) -> list[str]:
+    return [key.decode() for key, _ in txn.scan("markers")]
 
 
 def _delete(blobs: BlobStore, name: str) -> None:

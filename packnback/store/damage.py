@@ -69,21 +69,22 @@ def snapshots_needing(txn: ReadTxn, snapshots: Iterable[SnapshotInfo], bad: set[
     return needed
 
 
-def _reached(
-    txn: ReadTxn, root: bytes, bad: set[bytes], reaches: dict[bytes, frozenset[bytes]]
-) -> frozenset[bytes]:
-    work = [root]
+def _reached(txn: ReadTxn, root: bytes, bad: set[bytes], reaches: dict[bytes, frozenset[bytes]]) -> frozenset[bytes]:
+    work, entered = [root], set[bytes]()
     while work:
         object_id = work[-1]
         if object_id in reaches:
             work.pop()
             continue
         refs = refs_of(txn, object_id)
-        # A leaf needs no memory of its own: it is bad or it is not.
-        inner = [r for r in refs if r not in reaches and txn.get("refs", r) is not None]
-        if inner:
-            work += inner
-            continue
+        if object_id not in entered:
+            # Never twice: whoever can write here could make a ring of ids, which no session would take.
+            entered.add(object_id)
+            # A leaf needs no memory of its own: it is bad or it is not.
+            inner = [r for r in refs if r not in reaches and r not in entered and txn.get("refs", r) is not None]
+            if inner:
+                work += inner
+                continue
         found = {r for r in refs if r in bad} | ({object_id} & bad)
         found.update(*(reaches[r] for r in refs if r in reaches))
         reaches[object_id] = frozenset(found)

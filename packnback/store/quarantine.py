@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from blake3 import blake3
 
-from packnback.errors import AlreadyExists
+from packnback.errors import AlreadyExists, Unreadable
 from packnback.store import layout
 from packnback.store.blobs import BlobStore
 
@@ -24,18 +24,32 @@ _NAME_SHOWN = 120
 def put_aside(blobs: BlobStore, path: str, data: bytes) -> str:
     """Move the damaged blob at `path`, of which `data` could be read, into the quarantine; its path there.
 
-    Durable on return. Packs keep their names; other names say where the file stood, and begin with a hash of the
-    contents, because a client may take the number of a lost snapshot once more.
+    Durable on return. Packs keep their names, if they can; other names say where the file stood, and begin with a
+    hash of the contents, because a client may take the number of a lost snapshot once more.
     """
     directory, _, name = path.rpartition("/")
     if not directory.startswith(layout.PACKS):
         name = f"{directory}-{blake3(path.encode() + data).hexdigest(8)}-{name[:_NAME_SHOWN]}"
     target = f"{layout.QUARANTINE}/{name}"
-    with suppress(AlreadyExists):  # an earlier repair was cut off right after this
+    try:
         blobs.publish(target, [data])
+    except AlreadyExists:
+        if not _holds(blobs, target, data):
+            # Somebody has brought the pack back, and it is damaged once more, elsewhere. Both may be of use.
+            target = f"{layout.QUARANTINE}/{blake3(data).hexdigest(8)}-{name}"
+            with suppress(AlreadyExists):
+                blobs.publish(target, [data])
+        # Otherwise an earlier repair was cut off right after this.
     blobs.delete(path)
     blobs.barrier()
     return target
+
+
+def _holds(blobs: BlobStore, path: str, data: bytes) -> bool:
+    try:
+        return blobs.read(path) == data
+    except Unreadable:
+        return False
 
 
 def put_aside_snapshots(blobs: BlobStore) -> list[str]:

@@ -40,7 +40,9 @@ from packnback.store.refcount import Ledger
 _BATCH_RECORDS = 50_000
 """About so many records are adopted in one transaction."""
 _JUDGED_BY = b"judged by"
-"""Row in ``meta``: repository id and hash of the owner's bundle."""
+"""Row in ``meta``: the layout of the rows, the repository id and a hash of the owner's bundle."""
+_UNORDERED = b"unordered"
+"""Row in ``meta``: copies that contradict each other were adopted, and what won is not yet the smallest name's."""
 _DIRECTORIES = {
     "snapshots": layout.SNAPSHOTS,
     "markers": layout.FORGOTTEN,
@@ -117,19 +119,20 @@ def reconcile(truth: Truth, index: Index) -> Reconciled:
     """
     with index.read() as txn:
         marked = _is_marked(truth, txn)
+        unordered = txn.get("meta", _UNORDERED) is not None
         before = known_names(txn)
     if not marked:
         index.write(lambda txn: txn.put("meta", _JUDGED_BY, rows.seal(_JUDGED_BY, _identity(truth))))
     listed = _listed_after_what_went(truth, before)
     new, gone = listed.minus(before), before.minus(listed)
-    if not new and not gone:
+    if not new and not gone and not unordered:
         return Reconciled()
     _settle(truth, new)
-    conflicts = _adopt_packs(truth, index, new.packs)
+    _adopt_packs(truth, index, new.packs)
     others = _read_others(truth, new)
     removed = index.write(lambda txn: _adopt_and_remove(truth, txn, others, gone))
-    if conflicts or (removed and _has_conflicts(index)):
-        rebuild_in_order(truth, index)
+    if _needs_order(index, removed=bool(removed)):
+        index.write(lambda txn: _rebuild_in_order(truth, txn))
     return Reconciled(len(new.packs), len(new.others["snapshots"]), removed)
 
 
@@ -148,16 +151,16 @@ def _listed_after_what_went(truth: Truth, before: Names) -> Names:
 
 
 def _identity(truth: Truth) -> bytes:
-    return truth.repository_id + blake3(truth.owner_bundle).digest(16)
+    return bytes((rows.LAYOUT,)) + truth.repository_id + blake3(truth.owner_bundle).digest(16)
 
 
 def _is_marked(truth: Truth, txn: ReadTxn) -> bool:
-    """Whether the index says whose it is. Raises IndexDamage when it is another repository's, or was filled under
-    a config that was not the right one: its files were judged by other rules.
+    """Whether the index says whose it is. Raises IndexDamage when it is another repository's, or another version's,
+    or was filled under a config that was not the right one: its files were judged by other rules.
     """
     value = txn.get("meta", _JUDGED_BY)
     if value is not None and rows.unseal("meta", _JUDGED_BY, value) != _identity(truth):
-        raise IndexDamage("meta", "belongs to another repository")
+        raise IndexDamage("meta", "belongs to another repository or version")
     return value is not None
 
 
@@ -171,14 +174,12 @@ def _settle(truth: Truth, new: Names) -> None:
 # --- packs -------------------------------------------------------------------------------------------------
 
 
-def _adopt_packs(truth: Truth, index: Index, names: Iterable[bytes]) -> int:
-    """Adopt packs in bounded transactions; the number of conflicting copies that were met."""
-    conflicts = 0
+def _adopt_packs(truth: Truth, index: Index, names: Iterable[bytes]) -> None:
+    """Adopt packs in bounded transactions."""
     truth.watch.progress.begin("reading packs", None, "packs")
     for batch in _batches(_leaves_first(truth, sorted(names))):
-        conflicts += index.write(_adopting(batch))
+        index.write(_adopting(batch))
         truth.watch.progress.advance(len(batch))
-    return conflicts
 
 
 def _leaves_first(truth: Truth, names: list[bytes]) -> Iterator[FoundPack]:
@@ -208,45 +209,41 @@ def _batches(packs: Iterable[FoundPack]) -> Iterator[list[FoundPack]]:
         yield batch
 
 
-def _adopting(batch: list[FoundPack]) -> Callable[[WriteTxn], int]:
-    def body(txn: WriteTxn) -> int:
+def _adopting(batch: list[FoundPack]) -> Callable[[WriteTxn], None]:
+    def body(txn: WriteTxn) -> None:
         ledger = Ledger(txn)
         ledger.adopt_packs((found.name, found.size, found.footer, found.status) for found in batch)
         ledger.settle()
-        return ledger.conflicts
+        if ledger.conflicts:
+            txn.put("meta", _UNORDERED, rows.seal(_UNORDERED, b""))
 
     return body
 
 
-def _adopting_in_order(batch: list[FoundPack]) -> Callable[[WriteTxn], None]:
-    def body(txn: WriteTxn) -> None:
+def _needs_order(index: Index, *, removed: bool) -> bool:
+    with index.read() as txn:
+        if txn.get("meta", _UNORDERED) is not None:
+            return True
+        return removed and any(rows.decode_pack(key, value).conflicts for key, value in txn.scan("packs"))
+
+
+def _rebuild_in_order(truth: Truth, txn: WriteTxn) -> None:
+    """Adopt everything anew, in the order of the packs' names.
+
+    For when two packs disagree about an object: which one counts must not depend on which was seen first, so
+    the smallest name wins, always. In one transaction, however large: sessions are at work on this index, and
+    must not find it empty; nor may a crash leave it half in order.
+    """
+    names = known_names(txn)
+    _clear(txn)
+    for batch in _batches(adoption.find_packs(truth.blobs, sorted(names.packs), truth.watch.counters)):
         ledger = Ledger(txn)
         for found in batch:
             ledger.adopt_pack(found.name, found.size, found.footer, found.status)
         ledger.settle()
-
-    return body
-
-
-def _has_conflicts(index: Index) -> bool:
-    with index.read() as txn:
-        return any(rows.decode_pack(key, value).conflicts for key, value in txn.scan("packs"))
-
-
-def rebuild_in_order(truth: Truth, index: Index) -> None:
-    """Adopt everything anew, in the order of the packs' names.
-
-    For when two packs disagree about an object: which one counts must not depend on which was seen first, so
-    the smallest name wins, always.
-    """
-    with index.read() as txn:
-        names = sorted(known_names(txn).packs)
-    index.write(_clear)
-    for batch in _batches(adoption.find_packs(truth.blobs, names, truth.watch.counters)):
-        index.write(_adopting_in_order(batch))
-    listed = listed_names(truth)
-    others = _read_others(truth, Names(set(), listed.others))
-    index.write(lambda txn: _adopt_and_remove(truth, txn, others, Names(set(), {t: set() for t in _DIRECTORIES})))
+    others = _read_others(truth, Names(set(), names.others))
+    _adopt_and_remove(truth, txn, others, Names(set(), {table: set() for table in _DIRECTORIES}))
+    txn.delete("meta", _UNORDERED)
 
 
 def _clear(txn: WriteTxn) -> None:
