@@ -169,7 +169,7 @@ class LocalRepository:
         """
         client = self.identify(certificate)
         wait_s = self.wait_s if wait_s is None else wait_s
-        with self.leased(f"backup of {client.name}") as lease, self.ports.locks.shared(wait_s):
+        with self.leased(f"backup of {client.name}") as lease, self.ports.locks.shared(wait_s) as held:
             self.reconcile()
             self.learn(lease)
             self._check_client(client)
@@ -182,6 +182,7 @@ class LocalRepository:
                 random=ports.random,
                 self_stamped=not remote,
                 fenced=ports.fenced,
+                held=held,
             )
 
     def identify(self, certificate: bytes) -> ClientIdentity:

@@ -51,6 +51,7 @@ from packnback.store.condemned import Standing, by_level, is_condemned
 from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, ReadTxn, WriteTxn
 from packnback.store.interface import Committed, Head
+from packnback.store.lock import Held
 from packnback.store.packer import BuiltPack, EnvelopeFacts, Packer
 from packnback.store.reconcile import Truth, reconcile
 from packnback.store.refcount import Ledger, contradicts, is_complete, lookup
@@ -94,8 +95,12 @@ class LocalSession:
         random: Callable[[int], bytes],
         self_stamped: bool = True,
         fenced: bool = True,
+        held: Held | None = None,
     ) -> None:
-        """Without `fenced` the lock does not keep out who deletes: what a snapshot needs is looked for once more."""
+        """Without `fenced` the lock does not keep out who deletes: what a snapshot needs is looked for once more.
+
+        So it is when the lock, `held`, is not where others look for it any more.
+        """
         self._truth = truth
         self._index = index
         self._client = client
@@ -103,6 +108,7 @@ class LocalSession:
         self._self_stamped = self_stamped
         self._fenced = fenced
         self._standing = Standing()
+        self._held = held
         self._packers = {c: Packer(random) for c in ObjectClass}
         self._open: dict[ObjectClass, dict[bytes, Record]] = {c: {} for c in ObjectClass}
         self._envelopes: dict[bytes, EnvelopeFacts] = {}
@@ -311,8 +317,18 @@ class LocalSession:
 
     @property
     def _unfenced_deletion(self) -> bool:
-        """Whether somebody may delete whom the lock does not keep out: from here, or to whom the disk is exported."""
-        return not self._fenced or bool(self._truth.blobs.list(layout.CONDEMNED))
+        """Whether somebody may delete whom the lock does not keep out: from here, or to whom the disk is exported.
+
+        Or because the lock file was removed under us: where other tools leave stale locks behind, people learn that.
+        """
+        if not self._fenced or self._truth.blobs.list(layout.CONDEMNED):
+            return True
+        try:
+            if self._held is not None:
+                self._held.confirm()
+        except StorageFailed:
+            return True
+        return False
 
     def _commit(self, name: str, file: SnapshotFile) -> Committed:
         for _ in range(_COMMIT_ATTEMPTS - 1):

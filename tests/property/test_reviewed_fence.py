@@ -19,7 +19,7 @@ from packnback.gc import compact as compact_module
 from packnback.gc.compact import CompactOptions
 from packnback.gc.forget import forget
 from packnback.store.lmdb_index import LmdbIndex
-from packnback.store.local import create_local
+from packnback.store.local import create_local, open_local
 from packnback.store.lock import FileLocks
 from packnback.store.repository import LocalRepository
 
@@ -104,6 +104,42 @@ def test_a_snapshot_that_lost_its_objects_is_not_acknowledged(
         client.backup(session, files)
     assert all(info.complete for info in away.snapshots())
     for opened in (away, made):
+        opened.close()
+
+
+def test_a_lock_file_that_was_removed_under_a_session_does_not_cost_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody takes it for a stale lock and compacts: with a new lock file, nothing keeps him out."""
+    repository = create_local(str(tmp_path / "repo"), OWNER.bundle.raw)
+    other = open_local(str(tmp_path / "repo"))
+    rng = random.Random(9)
+    files = {f"old{i}": rng.randbytes(5000) for i in range(6)}
+    client = SmallClient(repository.config.repository_id)
+    with repository.session(client.certificate) as session:
+        client.backup(session, files)
+        client.backup(session, {"new": b"new"})
+    forget(repository, [repository.snapshots()[0].name])
+    with repository.session(client.certificate) as session:
+        root = client.store(session, files)
+        with pytest.raises(Locked):
+            compact_module.compact(other, CompactOptions(grace_ns=0))
+        (tmp_path / "repo" / "lock").unlink()
+        gone = []
+
+        def unlinked_by_a_compaction(name: str, buffers: Any) -> None:
+            """What it has decided to delete before our snapshot was there."""
+            publish(name, buffers)
+            gone.extend(path for path in (tmp_path / "repo" / "packs").glob("*/*.pack"))
+            for path in gone:
+                path.unlink()
+
+        publish = repository.ports.blobs.publish
+        monkeypatch.setattr(repository.ports.blobs, "publish", unlinked_by_a_compaction)
+        with pytest.raises(ObjectMissing):
+            session.commit(client.snapshot(root, session.head()))
+        assert gone
+    for opened in (other, repository):
         opened.close()
 
 
