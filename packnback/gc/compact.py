@@ -192,6 +192,10 @@ class Run:
         self._done = done
         self._packers = {c: Packer(repository.ports.random) for c in ObjectClass}
         self._leaving = {*plan.drop, *plan.rewrite}
+        self._copied: set[bytes] = set()
+        """Packs of which every live record is in an output."""
+        self._pending: dict[int, list[bytes]] = {c: [] for c in ObjectClass}
+        """Packs that were read to their end, but some of their records wait in a packer."""
         self._outputs: set[bytes] = set()
         self._deleted: set[bytes] = set()
         self._copies = Copies(repository.truth)
@@ -249,6 +253,13 @@ class Run:
             packer.add(data, record, envelopes[row.envelope])
             if packer.full:
                 self._publish(footer.object_class)
+        self._pending[footer.object_class].append(name)
+        if not self._packers[footer.object_class]:
+            self._note_copied(footer.object_class)
+
+    def _note_copied(self, object_class: ObjectClass) -> None:
+        self._copied.update(self._pending[object_class])
+        self._pending[object_class].clear()
 
     def _keep_rotten(self, name: bytes) -> None:
         self._leaving.discard(name)
@@ -285,6 +296,7 @@ class Run:
             ledger.settle()
 
         self._index.write(adopt)
+        self._note_copied(object_class)
 
     # --- deleting -------------------------------------------------------------------------------------------
 
@@ -293,8 +305,8 @@ class Run:
         self._delete(self._plan.drop)
 
     def delete(self) -> None:
-        """Delete the packs that are not needed any more."""
-        self._delete(self._leaving - self._deleted)
+        """Delete the packs that are not needed any more: no other than those that were dead, or are copied."""
+        self._delete((self._copied.union(self._plan.drop) & self._leaving) - self._deleted)
         self._done.bytes_freed -= self._done.bytes_written
 
     def _delete(self, names: Iterable[bytes]) -> None:

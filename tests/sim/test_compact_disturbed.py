@@ -15,6 +15,7 @@ import pytest
 from promised import Promises
 from scenarios import COMPACT, WEB, WEB2, backed_up, empty, files
 from simdisk import SimDisk
+from simindex import SimIndex, empty_state
 from smallclient import Sealed
 from visits import worth_a_visit
 from world import World
@@ -118,11 +119,28 @@ def test_the_index_goes_during_a_compaction(
     assert len(visits) > 40 and {"unlink", "read"} <= {name for name, _ in log}
 
 
-def disturb(base: World, promises: Promises, at: int, room: int) -> list[tuple[str, str]]:
+@pytest.mark.parametrize("room", [2, 3, 99])
+def test_the_index_hides_what_is_live_during_a_compaction(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """A flipped bit in an inner node of its tree: look-ups find nothing, and no row's own check tells."""
+
+    def hide(index: SimIndex) -> None:
+        index.history.append({**index.history[-1], "counts": empty_state()["counts"]})
+
+    monkeypatch.setattr(packer, "RECORDS_LIMIT", 2)
+    base, promises = half_forgotten()
+    for at in worth_a_visit(disturb(base, promises, 0, room)):
+        disturb(base, promises, at, room, hide)
+
+
+def disturb(
+    base: World, promises: Promises, at: int, room: int, happen: Callable[[SimIndex], None] = SimIndex.throw_away
+) -> list[tuple[str, str]]:
+    """Compact, with a disturbance before the operation number `at` (0: none); the operations."""
     world = base.fork()
-    fs = DisturbedFs(world.disk, at, world.index.throw_away, room)
+    fs = DisturbedFs(world.disk, at, lambda: happen(world.index), room)
     with suppress(PacknbackError):
         compact(world.repository(fs=fs), COMPACT)
+    world.index.throw_away()
     assert_nothing_lost(world, promises, at)
     return fs.log
 
