@@ -203,7 +203,9 @@ def _(e: errors.ClockRefused) -> Words:
 
 _REFUSALS = {
     "chain": Words("the snapshot does not continue this client's chain", "run it again"),
-    "last snapshot": Words("this would leave a client without any snapshot", "if that is what you want, add --force"),
+    "last snapshot": Words(
+        "this would leave a client without any undamaged snapshot", "if that is what you want, add --force"
+    ),
     "empty policy": Words("no rule says what to keep", "give at least one of the --keep options"),
     "remote": Words("ssh:// cannot be used", "name a directory"),
     "contradiction": Words(
