@@ -291,7 +291,7 @@ class _Steps(Run):
 
     def _condemn(self) -> None:
         """Step 7."""
-        chosen = {*self._plan.drop, *self._plan.rewrite} & self._leaving
+        chosen = {*self._plan.drop, *self._copied.intersection(self._plan.rewrite)} & self._leaving
         self._list(self._superfluous(sorted(chosen)))
 
     def _superfluous(self, names: Iterable[bytes]) -> list[bytes]:

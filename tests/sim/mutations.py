@@ -293,6 +293,7 @@ def deleted_before_copied(patch: Patch) -> None:
     patch.setattr(Run, "_is_superfluous", lambda self, name: True)
 
     def faulty(self: Any) -> None:
+        self._copied.update(self._plan.rewrite)
         delete(self)
         for object_class in ObjectClass:
             publish(self, object_class)
