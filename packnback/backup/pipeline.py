@@ -142,6 +142,9 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            # An interrupt. The session's thread may be waiting for a far side that does not read or answer.
+            self._session.abandon()
         self.close()
 
     def close(self) -> None:

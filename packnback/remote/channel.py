@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from packnback.ids import MIB
 from packnback.remote.frames import Buffer
@@ -17,17 +17,22 @@ _PIECES_AT_ONCE = 16
 class Channel:
     """Reads from one descriptor and writes to another; one reader and one writer at a time.
 
-    With `patience_s` a write is given up when the other end has taken nothing for so many seconds.
+    With `patience_s` a write is given up when the other end has taken nothing for so many seconds, with
+    `may_give_up` when another thread says so.
     """
 
-    def __init__(self, read_fd: int, write_fd: int, patience_s: float | None = None) -> None:
+    def __init__(
+        self, read_fd: int, write_fd: int, patience_s: float | None = None, *, may_give_up: bool = False
+    ) -> None:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._patience_s = patience_s
+        self._waker = os.pipe() if may_give_up else None
+        """A pipe in which there is something to read once `give_up` was called."""
         for fd in (read_fd, write_fd):
             _widen(fd)
         self._blocked = os.get_blocking(write_fd)
-        if patience_s is not None:
+        if patience_s is not None or may_give_up:
             os.set_blocking(write_fd, False)
 
     def read(self, timeout_s: float | None = None) -> bytes | None:
@@ -44,18 +49,21 @@ class Channel:
 
     def readable(self, timeout_s: float | None) -> bool:
         """Whether `read` would not have to wait, after at most `timeout_s` seconds."""
-        return _ready(self._read_fd, select.POLLIN, timeout_s)
+        return bool(_ready({self._read_fd: select.POLLIN}, timeout_s))
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Write all of it. Raises BrokenPipeError when nobody is there to read it any more, TimeoutError when
-        somebody is and does not.
+        somebody is and does not, or when it was given up.
         """
+        awaited = {self._write_fd: select.POLLOUT}
+        if self._waker is not None:
+            awaited[self._waker[0]] = select.POLLIN
         left = [memoryview(piece) for piece in pieces if len(piece)]
         while left:
             try:
                 written = os.writev(self._write_fd, left[:_PIECES_AT_ONCE])
             except BlockingIOError:
-                if not _ready(self._write_fd, select.POLLOUT, self._patience_s):
+                if _ready(awaited, self._patience_s) != {self._write_fd}:
                     raise TimeoutError from None
                 continue
             except ConnectionResetError as error:  # a socket's word for it
@@ -65,20 +73,34 @@ class Channel:
             if written:
                 left[0] = left[0][written:]
 
+    def give_up(self) -> None:
+        """Let a write that waits raise TimeoutError; only with `may_give_up`. For another thread."""
+        if self._waker is not None:
+            os.write(self._waker[1], b"!")
+
     def detach(self) -> None:
         """Leave the descriptors as they were found: whoever else has them open (a shell) may expect them to block."""
         os.set_blocking(self._write_fd, self._blocked)
 
+    def release(self) -> None:
+        """Close what was opened here. The two descriptors are their owner's."""
+        for fd in self._waker or ():
+            os.close(fd)
+        self._waker = None
+
     def close(self) -> None:
-        """Close both descriptors."""
+        """Close everything."""
+        self.release()
         for fd in {self._read_fd, self._write_fd}:
             os.close(fd)
 
 
-def _ready(fd: int, event: int, timeout_s: float | None) -> bool:
+def _ready(events: Mapping[int, int], timeout_s: float | None) -> set[int]:
+    """The descriptors for which what is awaited of them has come after at most `timeout_s` seconds."""
     poll = select.poll()
-    poll.register(fd, event)
-    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+    for fd, event in events.items():
+        poll.register(fd, event)
+    return {fd for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)}
 
 
 def _widen(fd: int) -> None:

@@ -251,6 +251,10 @@ class RemoteSession:
         for record in records:
             self._link.send(frames.Put(record))
 
+    def abandon(self) -> None:
+        """See `interface.Session.abandon`."""
+        self._link.abandon()
+
     def flush(self) -> None:
         """See `interface.Session.flush`."""
         self.bytes_published = self._link.call(frames.Flush(), frames.Flushed).published

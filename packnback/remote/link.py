@@ -118,6 +118,8 @@ class Link:
                 return
             except OSError:
                 pass
+        if self._closing.is_set():  # nobody waits for what the far side may have to say
+            raise self._failure or RemoteFailed(self._host, "connection-lost")
         # The far side has gone, and may have said why: the reader is about to find that.
         self._reader.join()
         raise self._failure or self._lost()
@@ -261,6 +263,12 @@ class Link:
     def alive(self) -> bool:
         """Whether there is still somebody to talk to."""
         return self._failure is None
+
+    def abandon(self) -> None:
+        """Let nobody wait for the far side any more, neither for an answer nor for it to read."""
+        self._closing.set()
+        self._channel.give_up()
+        self._fail(RemoteFailed(self._host, "connection-lost"))
 
     def hang_up(self) -> None:
         """Say nothing more. The caller then closes the channel's writing end, which ends the far side.

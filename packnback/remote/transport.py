@@ -103,7 +103,7 @@ class SshTransport:
         except OSError as error:
             raise RemoteFailed(target.host, "no-ssh", f"{command[0]}: {os.strerror(error.errno or 0)}") from error
         assert self._process.stdin and self._process.stdout
-        self.channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
+        self.channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno(), may_give_up=True)
         self._said = bytearray()
         self._listener = threading.Thread(target=self._listen, name="ssh-stderr", daemon=True)
         self._listener.start()
@@ -149,6 +149,7 @@ class SshTransport:
     def release(self) -> None:
         """Close what is left, once nobody reads from it any more."""
         assert self._process.stdout and self._process.stderr
+        self.channel.release()
         self._process.stdout.close()
         if not self._listener.is_alive():
             self._process.stderr.close()

@@ -101,6 +101,11 @@ class Session(Protocol):
         the number, Damage when the root is not complete.
         """
 
+    def abandon(self) -> None:
+        """Wait for nobody any more: a call that waits in another thread for a far side raises now. For whoever was
+        interrupted; nothing can be asked of the session after it.
+        """
+
     @property
     def bytes_published(self) -> int:
         """Bytes of packs and snapshot files that this session has published."""

@@ -252,6 +252,9 @@ class LocalSession:
         if record.level != level_of(levels, record.kind):
             raise FormatDamage("record", f"level {record.level}")
 
+    def abandon(self) -> None:
+        """See `interface.Session.abandon`. A directory lets nobody wait for long."""
+
     def flush(self) -> None:
         """See `interface.Session.flush`: data packs first."""
         self._refuse_if_lost()

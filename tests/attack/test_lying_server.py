@@ -223,7 +223,8 @@ def test_objects_that_are_not_what_was_asked_for(root: Path, lie: Callable[..., 
         assert isinstance(opened.problem, errors.Damage | errors.EnvelopeRejected) or (
             opened.problem is None and opened.plaintext == truth[opened.id]
         )
-    assert sum(opened.problem is not None for opened in found) >= len(wanted) - 1
+    # Asked twice for what did not open, a liar that gives out the object before may each time be right about one.
+    assert sum(opened.problem is not None for opened in found) >= len(wanted) - 2
 
 
 def test_a_stream_that_is_cut_off_is_no_end(root: Path) -> None:

@@ -69,6 +69,9 @@ class MemorySession:
         else:
             self.records[record.id] = record
 
+    def abandon(self) -> None:
+        """Nobody waits here."""
+
     def flush(self) -> None:
         with self._alone():
             self.flushes += 1

@@ -288,6 +288,9 @@ class Broken(MemorySession):
         self._maybe("put")
         super().put(records)
 
+    def abandon(self) -> None:
+        """Nobody waits here."""
+
     def flush(self) -> None:
         self._maybe("flush")
         super().flush()
