@@ -242,18 +242,19 @@ class Walk:
 
 def open_directory(path: bytes, flags: int) -> int:
     """Open a directory by its absolute path, of whatever length: a longer one than the system takes, step by step."""
-    above = -1
+    if len(path) <= CALL_LIMIT:
+        return os.open(path, flags)
+    first, path = _cut(path)
+    above = os.open(first, _OPEN_ABOVE)
     try:
         while len(path) > CALL_LIMIT:
             first, path = _cut(path)
-            step = os.open(first, _OPEN_ABOVE, dir_fd=above if above >= 0 else None)
-            if above >= 0:
-                os.close(above)
-            above = step
-        return os.open(path, flags, dir_fd=above if above >= 0 else None)
-    finally:
-        if above >= 0:
+            step = os.open(first, _OPEN_ABOVE, dir_fd=above)
             os.close(above)
+            above = step
+        return os.open(path, flags, dir_fd=above)
+    finally:
+        os.close(above)
 
 
 def _cut(path: bytes) -> tuple[bytes, bytes]:

@@ -138,7 +138,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, machine: Machine, name: bytes,
             return super().__enter__()
 
     def interrupt(path: object, *args: object, **named: object) -> int:
-        if isinstance(path, bytes) and "dir_fd" in named:  # a file that is backed up
+        if isinstance(path, bytes) and named.get("dir_fd") is not None:  # a file that is backed up
             while opened and not pipelines[0].objects_new:
                 time.sleep(0.001)
             opened.append(path)
