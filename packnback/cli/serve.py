@@ -36,11 +36,13 @@ def serve(
     ] = None,
 ) -> int:
     """Serve a repository on stdin and stdout, as the forced command of an ssh key."""
+    from packnback.cli.memory import keep_large_blocks
     from packnback.remote.channel import Channel
     from packnback.remote.intake import Bounds
     from packnback.remote.server import IDLE_S, Role
     from packnback.remote.serving import serve as carry_out
 
+    keep_large_blocks()
     name, epoch = _client(client)
     bounds = Bounds(name, epoch, parse_size(quota) if quota is not None else None)
     role = Role(_verbs(allow or []), bounds)
