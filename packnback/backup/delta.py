@@ -78,12 +78,8 @@ class Delta:
         self._offset += len(data)
         pieces = join(lengths, self._new.step)
         digests = self._new.digests(data, pieces)
-        found: list[Extent | None] = []
-        known = 0
-        for digest, length in zip(digests, pieces, strict=True):
-            extent = self._old.find(digest, length)
-            found.append(extent)
-            known += length if extent is not None else 0
+        found = self._old.find(digests, pieces)
+        known = sum(extent.length for extent in found if extent is not None)
         if known * REUSE_LEAST < len(data):
             place = self._whole.hand_in(buffer, data)
             self._new.add(place, pieces, digests)

@@ -20,6 +20,7 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
 import cbor2
@@ -76,10 +77,9 @@ class _Segment:
     """For each piece, which object it lies in."""
     offsets: array[int]
     lengths: array[int]
-    digests: bytes
-
-    def digest(self, i: int) -> bytes:
-        return self.digests[i * DIGEST_LEN : (i + 1) * DIGEST_LEN]
+    digests: Sequence[bytes]
+    where: dict[bytes, int]
+    """Digest → index, of usable pieces."""
 
 
 class OldPieceList:
@@ -93,7 +93,6 @@ class OldPieceList:
         self._facts = facts
         self._poor = frozenset(facts.poor)
         self._segments: dict[int, _Segment] = {}
-        self._where: dict[bytes, int] = {}
         self._expected = 0
         """The piece that comes next if nothing was inserted or removed."""
         self._found_at = self._sought_at = _UNSEEN
@@ -106,17 +105,21 @@ class OldPieceList:
             self._sought_at = segment // _STRIDE
             self._move()
 
-    def find(self, digest: bytes, length: int) -> Extent | None:
-        """See `reuse.OldPieces`. Of several equal pieces the one that goes on where the last one ended is best."""
-        number = self._expected
-        if self._digest(number) != digest:
-            number = self._where.get(digest, -1)
-        if number < 0:
-            self._expected += 1
-            return None
-        self._expected = number + 1
-        at, i = divmod(number, SEGMENT_PIECES)
-        segment = self._segments[at]
+    def find(self, digests: Sequence[bytes], lengths: Sequence[int]) -> list[Extent | None]:
+        """See `reuse.OldPieces`."""
+        return list(map(self._find, digests, lengths))
+
+    def _find(self, digest: bytes, length: int) -> Extent | None:
+        """Of several equal pieces the one that goes on where the last one ended is best, then one that is near."""
+        at, i = divmod(self._expected, SEGMENT_PIECES)
+        segment = self._segments.get(at)
+        if segment is None or i >= len(segment.digests) or segment.digests[i] != digest:
+            at, i = self._seek_piece(digest, at, segment)
+            if i < 0:
+                self._expected += 1
+                return None
+            segment = self._segments[at]
+        self._expected = at * SEGMENT_PIECES + i + 1
         if at // _STRIDE != self._found_at:
             self._found_at = at // _STRIDE
             self._move()
@@ -125,16 +128,21 @@ class OldPieceList:
             return None
         return Extent(segment.ids[which], segment.offsets[i], length)
 
+    def _seek_piece(self, digest: bytes, near: int, segment: _Segment | None) -> tuple[int, int]:
+        """(segment, index) of a usable piece; the index is negative if there is none in the window."""
+        if segment is not None and (i := segment.where.get(digest, -1)) >= 0:
+            return near, i
+        for at, other in self._segments.items():
+            if (i := other.where.get(digest, -1)) >= 0:
+                return at, i
+        return near, -1
+
     def size_of(self, object_id: bytes) -> int:
         """The size of an object that was just found."""
         return next(
             (s.sizes[s.ids.index(object_id)] for s in self._segments.values() if object_id in s.ids),
             0,
         )
-
-    def _digest(self, number: int) -> bytes:
-        segment = self._segments.get(number // SEGMENT_PIECES)
-        return segment.digest(number % SEGMENT_PIECES) if segment is not None else b""
 
     def _move(self) -> None:
         wanted: set[int] = set()
@@ -143,15 +151,8 @@ class OldPieceList:
                 at = stride * _STRIDE
                 wanted.update(range(max(at - _BEHIND, 0), min(at + _STRIDE + _AHEAD, self._facts.segments)))
         for at in [at for at in self._segments if at not in wanted]:
-            self._forget(at)
+            del self._segments[at]
         self._read(sorted(wanted.difference(self._segments)))
-
-    def _forget(self, at: int) -> None:
-        segment = self._segments.pop(at)
-        for i in range(len(segment.lengths)):
-            digest = segment.digest(i)
-            if self._where.get(digest, -1) // SEGMENT_PIECES == at:
-                del self._where[digest]
 
     def _read(self, wanted: Sequence[int]) -> None:
         with self._cache.reading() as txn:
@@ -161,32 +162,24 @@ class OldPieceList:
         ids = {i for value in found.values() for i in split_ids(value[0])}
         missing = self._presence.missing(self._presence.ask(ids), ids) | self._poor
         for at, value in found.items():
-            segment = self._segments[at] = _segment(value, missing)
-            for i in range(len(segment.lengths)):
-                if segment.usable[segment.objects[i]]:
-                    self._where[segment.digest(i)] = at * SEGMENT_PIECES + i
+            self._segments[at] = _segment(value, missing)
 
 
 def _segment(value: Sequence[bytes], missing: set[bytes] | frozenset[bytes]) -> _Segment:
     joined, sizes, runs, lengths, digests = value
     ids = split_ids(joined)
-    segment = _Segment(
-        ids,
-        array("I", sizes),
-        [object_id not in missing for object_id in ids],
-        array("I"),
-        array("I"),
-        array("I", lengths),
-        digests,
-    )
+    usable = [object_id not in missing for object_id in ids]
+    objects, offsets, piece_lengths = array("I"), array("I"), array("I", lengths)
     numbers, i = array("I", runs), 0
     for which, offset, count in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
-        for _ in range(count):
-            segment.objects.append(which)
-            segment.offsets.append(offset)
-            offset += segment.lengths[i]
-            i += 1
-    return segment
+        objects.extend(repeat(which, count))
+        offsets.extend(accumulate(piece_lengths[i : i + count - 1], initial=offset))
+        i += count
+    split = [digests[at : at + DIGEST_LEN] for at in range(0, len(digests), DIGEST_LEN)]
+    where = dict(zip(split, range(len(split)), strict=True))
+    if not all(usable):
+        where = {digest: i for i, digest in enumerate(split) if usable[objects[i]]}
+    return _Segment(ids, array("I", sizes), usable, objects, offsets, piece_lengths, split, where)
 
 
 class _Run(NamedTuple):

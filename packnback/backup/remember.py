@@ -204,9 +204,9 @@ class _CarefulOld:
         """See `reuse.OldPieces`."""
         self._memory.attempt(lambda: self._pieces.seek(offset), None)
 
-    def find(self, digest: bytes, length: int) -> Extent | None:
+    def find(self, digests: Sequence[bytes], lengths: Sequence[int]) -> list[Extent | None]:
         """See `reuse.OldPieces`."""
-        return self._memory.attempt(lambda: self._pieces.find(digest, length), None)
+        return self._memory.attempt(lambda: self._pieces.find(digests, lengths), [None] * len(digests))
 
 
 class _CarefulNew:
@@ -342,9 +342,7 @@ def _entries_of(row: PartRow) -> dict[bytes, tuple[Entry, bytes]]:
 def _uses(files: Sequence[Entry]) -> dict[bytes, int]:
     """Bytes of each bundle that small files use; what lies in the same place is counted once."""
     places = {
-        entry.extents[0]
-        for entry in files
-        if entry.check and entry.size < FILE_MIN and len(entry.extents) == 1
+        entry.extents[0] for entry in files if entry.check and entry.size < FILE_MIN and len(entry.extents) == 1
     }
     uses: dict[bytes, int] = {}
     for bundle, _, size in places:

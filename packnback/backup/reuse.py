@@ -60,8 +60,8 @@ class OldPieces(Protocol):
     def seek(self, offset: int) -> None:
         """So many bytes of the file have been looked at, holes not counted."""
 
-    def find(self, digest: bytes, length: int) -> Extent | None:
-        """Where a piece lies, if it is known and its object is in the repository."""
+    def find(self, digests: Sequence[bytes], lengths: Sequence[int]) -> list[Extent | None]:
+        """Where each of some neighbouring pieces lies, if it is known and its object is in the repository."""
 
 
 class NewPieces(Protocol):

@@ -141,7 +141,7 @@ def test_windows_that_do_not_reach_over_the_file(client: CachedClient, monkeypat
 
     def move(self: pieces.OldPieceList) -> None:
         real(self)
-        held.append(len(self._where))
+        held.append(sum(len(segment.digests) for segment in self._segments.values()))
 
     monkeypatch.setattr(pieces.OldPieceList, "_move", move)
     save(client, bytes(changed) + b"!")
@@ -189,7 +189,7 @@ def test_what_a_wrong_row_could_do_is_noticed_by_the_check(client: CachedClient)
     draw = random.Random(10)
     content = draw.randbytes(4 * MIB)
     save(client, content)
-    real = pieces.OldPieceList.find
+    real = pieces.OldPieceList._find
     lies: list[Extent] = []
 
     def lie(self: pieces.OldPieceList, digest: bytes, length: int) -> Extent | None:
@@ -200,7 +200,7 @@ def test_what_a_wrong_row_could_do_is_noticed_by_the_check(client: CachedClient)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces.OldPieceList, "find", lie)
+        patch.setattr(pieces.OldPieceList, "_find", lie)
         (client.source / "image").write_bytes(content + b"!")
         settle()
         client.save()
