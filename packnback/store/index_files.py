@@ -23,7 +23,7 @@ from typing import NamedTuple
 from packnback import errors
 from packnback.ids import KIB, MIB
 
-BALLAST_BYTES = 2 * MIB
+BALLAST_BYTES = 1 * MIB
 """Held back at least; more as the index grows, since one transaction then changes more of it."""
 _BALLAST_SHARE = 8
 _BALLAST_MOST = 64 * MIB
