@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from packnback.errors import ProtocolViolation, RemoteVersion
 from packnback.remote.frames import Buffer, Failure, Farewell, Frame, Hello, Side, Snapshots, Welcome
+from packnback.remote.inbox import Inbox
 from packnback.remote.table import BY_CODE, SPECS
 
 VERSION = 1
@@ -42,7 +43,7 @@ class Connection:
 
     def __init__(self, side: Side) -> None:
         self._side = side
-        self._buffer = bytearray()
+        self._inbox = Inbox()
         self._ended = False
         self._failure: ProtocolViolation | RemoteVersion | None = None
         self._greeted = False
@@ -96,7 +97,7 @@ class Connection:
     def receive(self, data: bytes | bytearray | memoryview) -> None:
         """Take what came; nothing at all (``b""``) means that the other end has closed."""
         if data:
-            self._buffer += data
+            self._inbox.add(data)
         else:
             self._ended = True
 
@@ -108,38 +109,36 @@ class Connection:
             return self._next_event()
         except (ProtocolViolation, RemoteVersion) as failure:
             self._failure = failure
-            self._buffer.clear()
+            self._inbox.clear()
             raise
 
     def _next_event(self) -> Frame | None:
         if not self._heard_greeting and not self._hear_greeting():
-            return Closed(bool(self._buffer)) if self._ended else None
-        buffer = self._buffer
-        if len(buffer) >= _HEAD.size:
-            length, code = _HEAD.unpack_from(buffer)
+            return Closed(bool(self._inbox)) if self._ended else None
+        inbox = self._inbox
+        if len(inbox) >= _HEAD.size:
+            length, code = _HEAD.unpack(inbox.peek(_HEAD.size))
             cls = self._expect(code, length)
-            end = _HEAD.size + length
-            if len(buffer) >= end:
-                body = bytes(memoryview(buffer)[_HEAD.size : end])
-                del buffer[:end]
-                frame = SPECS[cls].body.decode(cls, body)
+            if len(inbox) >= _HEAD.size + length:
+                inbox.take(_HEAD.size)
+                frame = SPECS[cls].body.decode(cls, inbox.take(length))
                 self._heard(frame)
                 return frame
-        return Closed(bool(buffer)) if self._ended else None
+        return Closed(bool(inbox)) if self._ended else None
 
     def _hear_greeting(self) -> bool:
         """Whether the greeting has come. What is none is refused as soon as that can be told."""
-        line, newline, _ = bytes(self._buffer[:_GREETING_LIMIT]).partition(b"\n")
+        line, newline, _ = self._inbox.peek(_GREETING_LIMIT).partition(b"\n")
         number = line[len(_GREETING) :] if line.startswith(_GREETING) else b""
         if newline and number.isdigit():
             if int(number) != VERSION:
                 raise RemoteVersion(VERSION, int(number))
-            del self._buffer[: len(line) + 1]
+            self._inbox.take(len(line) + 1)
             self._heard_greeting = True
             return True
         if not newline and len(line) < _GREETING_LIMIT and (number.isdigit() or _GREETING.startswith(line)):
             return False
-        shown = bytes(self._buffer[:_SHOWN]).decode("utf-8", "replace").strip()
+        shown = self._inbox.peek(_SHOWN).decode("utf-8", "replace").strip()
         raise ProtocolViolation("greeting", shown)
 
     def _expect(self, code: int, length: int) -> type[Frame]:
