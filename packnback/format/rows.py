@@ -74,6 +74,7 @@ _OBJECT = struct.Struct("<IQIBB")
 _MORE = struct.Struct("<QI")
 _PACK = struct.Struct("<32sQBBIQQI")
 _SNAPSHOT = struct.Struct("<32s16s16sIQ32s32sqqQQBBQ")
+_SNAPSHOT_RECEIPT, _SNAPSHOT_RECEIPT_AT = struct.Struct("<qQ"), struct.calcsize("<32s16s16sIQ32s32sq")
 _RELEASED = struct.Struct("<32s32s16sIqQQB")
 _NUMBER = struct.Struct(">I")
 _SEQUENCE = struct.Struct(">Q")
@@ -277,6 +278,18 @@ def decode_snapshot(key: bytes, value: bytes) -> SnapshotRow:
     return SnapshotRow(
         body[0], f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], receipt, flags=f[12], size=f[13], client=name
     )
+
+
+def receipt_of_snapshot(key: bytes, value: bytes) -> tuple[int, int, int]:
+    """(status, receipt time in ns, receipt counter) alone; zeros when the file is not GOOD or RELEASED.
+
+    A commit asks this of every snapshot there is.
+    """
+    status = unseal("snapshots", key, value)[0]
+    if status in (DAMAGED, NEWER):
+        return status, 0, 0
+    time_ns, counter = _SNAPSHOT_RECEIPT.unpack_from(value, 1 + _SNAPSHOT_RECEIPT_AT)
+    return status, time_ns, counter
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from packnback.store.repository import LocalRepository
 
 def newest_time(txn: ReadTxn) -> int | None:
     """Time in ns of the newest receipt or marker: what the clock is compared with."""
-    newest = catalog.newest_received(txn)
+    newest = catalog.newest(txn).received_ns
     times = [*catalog.forgotten_times(txn).values(), *((newest,) if newest is not None else ())]
     return max(times, default=None)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from packnback.format import rows, snapshot
 from packnback.format.rows import SnapshotRow
 from packnback.format.snapshot import PARTIAL, Receipt
@@ -102,37 +104,42 @@ def find(txn: ReadTxn, client_id: bytes, sequence: int, snapshot_id: bytes) -> R
 def head(txn: ReadTxn, client_id: bytes) -> Head | None:
     """The newest snapshot of a client, live or released."""
     best: Head | None = None
-    for key, value in txn.scan("released", client_id):
-        sequence = rows.split_released_key(key)[1]
-        if best is None or sequence > best.sequence:
-            kept = rows.decode_released(key, value)
-            best = Head(sequence, kept.id, kept.receipt.time_ns, kept.epoch)
-    for key, value in txn.scan("snapshots", client_id.hex().encode()):
+    # Keys go on with the sequence, so the last is the newest.
+    if released := list(txn.scan("released", client_id)):
+        sequence = rows.split_released_key(released[-1][0])[1]
+        key, value = next(txn.scan("released", rows.released_key(client_id, sequence, b"")))
+        kept = rows.decode_released(key, value)
+        best = Head(sequence, kept.id, kept.receipt.time_ns, kept.epoch)
+    for key, value in reversed(list(txn.scan("snapshots", client_id.hex().encode()))):
         row = rows.decode_snapshot(key, value)
-        if row.status == rows.GOOD and (best is None or row.sequence > best.sequence):
-            best = Head(row.sequence, row.id, row.receipt.time_ns, row.epoch)
+        if row.status == rows.GOOD:
+            if best is None or row.sequence > best.sequence:
+                best = Head(row.sequence, row.id, row.receipt.time_ns, row.epoch)
+            break
     return best
 
 
-def newest_counter(txn: ReadTxn) -> int:
-    """The highest receipt counter over all snapshots and kept headers; 0 when there is none."""
-    counters = [rows.decode_released(key, value).receipt.counter for key, value in txn.scan("released")]
-    for key, value in txn.scan("snapshots"):
-        row = rows.decode_snapshot(key, value)
-        if row.status in (rows.GOOD, rows.RELEASED):
-            counters.append(row.receipt.counter)
-    return max(counters, default=0)
+class Newest(NamedTuple):
+    """The newest receipt, over all clients."""
 
-
-def newest_received(txn: ReadTxn) -> int | None:
-    """The latest receipt time (ns) of any snapshot that is not released: what a clock is compared with.
+    counter: int
+    """The highest counter over all snapshots and kept headers; 0 when there is none."""
+    received_ns: int | None
+    """The latest time of any snapshot that is not released: what a clock is compared with.
 
     Kept headers do not count. A clock that once was years ahead would otherwise keep everybody from backing up for
     as long, with no way out; like this, giving up what it had stamped is one.
     """
-    times = []
+
+
+def newest(txn: ReadTxn) -> Newest:
+    """The newest receipt."""
+    top = max((rows.decode_released(key, value).receipt.counter for key, value in txn.scan("released")), default=0)
+    received: int | None = None
     for key, value in txn.scan("snapshots"):
-        row = rows.decode_snapshot(key, value)
-        if row.status == rows.GOOD:
-            times.append(row.receipt.time_ns)
-    return max(times, default=None)
+        status, time_ns, counter = rows.receipt_of_snapshot(key, value)
+        if counter > top:
+            top = counter
+        if status == rows.GOOD and (received is None or time_ns > received):
+            received = time_ns
+    return Newest(top, received)

@@ -448,13 +448,14 @@ class LocalSession:
             raise ClientTimeRefused(client_ns, server_ns)
 
     def _receipt(self, txn: ReadTxn) -> Receipt:
-        newest_ns = catalog.newest_received(txn)
+        newest = catalog.newest(txn)
+        newest_ns = newest.received_ns
         now = self._now_ns()
         if newest_ns is not None and now < newest_ns - CLOCK_BACKWARDS_NS:
             raise ClockRefused(now, newest_ns)
         return Receipt(
             now if newest_ns is None else max(now, newest_ns),
-            catalog.newest_counter(txn) + 1,
+            newest.counter + 1,
             self.bytes_published,
             self._self_stamped,
         )
