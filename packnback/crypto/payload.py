@@ -100,7 +100,8 @@ class Payload:
         """Lay it out in ``out[at : at + padded_len]``, which holds zeros."""
         PAYLOAD_HEADER.pack_into(out, at, self.codec, len(self.stored), self.raw_len)
         start = at + PAYLOAD_HEADER.size
-        out[start : start + len(self.stored)] = self.stored
+        # Through a view: a bytearray would first make one of its own of what is assigned to it.
+        memoryview(out)[start : start + len(self.stored)] = self.stored
 
 
 def encode_payload(
