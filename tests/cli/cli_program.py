@@ -37,6 +37,10 @@ class Done:
         return self.out.decode()
 
 
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts what runs in the background with it ignored
+
+
 class Program:
     """packnback in a home directory of its own."""
 
@@ -52,12 +56,13 @@ class Program:
         }
 
     def start(self, arguments: Sequence[str | bytes | Path], **rest: Any) -> subprocess.Popen[bytes]:
-        """Start it and return at once."""
+        """Start it and return at once. It can be interrupted, even if whoever runs the tests cannot."""
         program = rest.pop("program", (sys.executable, "-m", "packnback"))
         command = [*rest.pop("prefix", ()), *program, *arguments]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         environment = {**self.environment, **rest.pop("environment", {})}
-        return subprocess.Popen(command, cwd=self.home, env=environment, **{**streams, **rest})
+        options = {**streams, "preexec_fn": _interruptible, **rest}
+        return subprocess.Popen(command, cwd=self.home, env=environment, **options)
 
     def __call__(
         self,

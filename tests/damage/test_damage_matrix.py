@@ -245,7 +245,8 @@ def test_damage_blocks_deletion_and_force_never_deletes_what_cannot_be_read(repo
     break_pack(repo, ObjectClass.META, damage_footer, flip)
     first = id_of(repo, 1)
     assert cli(repo, "check")[0] == 4
-    assert cli(repo, "forget", first)[0] == 0
+    # Which pack was broken is chance: if the second snapshot needs it, the first is the last good one.
+    assert cli(repo, "forget", "--force", first)[0] == 0
     before = contents(repo.path / "packs")
     for force in ((), ("--force",)):
         code, document = cli(repo, "compact", "--grace", "0s", *force)

@@ -196,8 +196,10 @@ def test_a_change_in_one_directory_makes_one_page(bench: Bench, monkeypatch: pyt
     bench.save()
     new = [bench.session.records[i].kind for i in set(bench.session.records) - known]
     assert sum(r.kind == Kind.PAGE for r in bench.session.records.values()) > 8
-    # The directory's own time changed, which its parent's page tells.
-    assert sorted(new) in ([Kind.PAGE, Kind.PAGE, Kind.TABLE], [Kind.PAGE, Kind.TABLE])
+    # The directory's own time changed, which its parent's page tells; and a group that grows over a power of two may,
+    # as the key will have it, end its page there.
+    assert new.count(Kind.TABLE) == 1
+    assert 1 <= new.count(Kind.PAGE) == len(new) - 1 <= 3
 
 
 def test_every_type_of_file(bench: Bench) -> None:
