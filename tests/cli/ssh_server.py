@@ -35,7 +35,8 @@ class SshServer:
         config.write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {home}/host_key\nPidFile none\n"
             f"AuthorizedKeysFile {home}/authorized_keys\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
-            f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nSetEnv PATH={self.bin}:/usr/bin:/bin HOME={home}\n"
+            f"PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+            f"SetEnv PATH={self.bin}:/usr/bin:/bin HOME={home}\n"
         )
         (home / "authorized_keys").touch(mode=0o600)
         host_key = (home / "host_key.pub").read_text()
