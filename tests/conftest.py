@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,13 +40,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
+_tallies: list[tuple[str, int, int]] = []
+"""What each sweep looked at: (in words, crash points, states). With xdist, what the workers have told."""
+
+
+def _tallied() -> list[tuple[str, int, int]]:
+    sweep = sys.modules.get("sweep")
+    return [(str(t), t.crash_points, t.states) for t in (sweep.TALLIES if sweep is not None else ())]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["tallies"] = _tallied()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    _tallies.extend(tuple(tally) for tally in getattr(node, "workeroutput", {}).get("tallies", ()))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the crash sweeps looked at: a number that shrinks is a test that has gone blind."""
-    sweep = sys.modules.get("sweep")
-    tallies = sweep.TALLIES if sweep is not None else []
+    tallies = sorted(_tallies + _tallied())
     if tallies:
         terminalreporter.section("crash sweeps")
-        for tally in tallies:
-            terminalreporter.line(str(tally))
-        total = sum(tally.crash_points for tally in tallies), sum(tally.states for tally in tallies)
-        terminalreporter.line(f"together: {total[0]} crash points, {total[1]} states")
+        for words, _, _ in tallies:
+            terminalreporter.line(words)
+        points, states = sum(t[1] for t in tallies), sum(t[2] for t in tallies)
+        terminalreporter.line(f"together: {points} crash points, {states} states")
