@@ -38,7 +38,8 @@ class Done:
 
 
 def _interruptible() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts what runs in the background with it ignored
+    for number in (signal.SIGINT, signal.SIGHUP):  # background jobs of a shell, and nohup, ignore them
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Program:
