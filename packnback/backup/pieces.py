@@ -18,9 +18,10 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, repeat
+from itertools import count as count_from
 from typing import NamedTuple
 
 import cbor2
@@ -78,8 +79,13 @@ class _Segment:
     offsets: array[int]
     lengths: array[int]
     digests: Sequence[bytes]
-    where: dict[bytes, int]
-    """Digest → index, of usable pieces."""
+
+    def numbered(self, first: int) -> Iterable[tuple[bytes, int]]:
+        """(digest, number) of each usable piece, if the first one has the number `first`."""
+        numbered = zip(self.digests, count_from(first), strict=False)
+        if all(self.usable):
+            return numbered
+        return (pair for pair, which in zip(numbered, self.objects, strict=True) if self.usable[which])
 
 
 class OldPieceList:
@@ -93,6 +99,8 @@ class OldPieceList:
         self._facts = facts
         self._poor = frozenset(facts.poor)
         self._segments: dict[int, _Segment] = {}
+        self._where: dict[bytes, int] = {}
+        """Digest → number, of the usable pieces in these segments."""
         self._expected = 0
         """The piece that comes next if nothing was inserted or removed."""
         self._found_at = self._sought_at = _UNSEEN
@@ -110,14 +118,15 @@ class OldPieceList:
         return list(map(self._find, digests, lengths))
 
     def _find(self, digest: bytes, length: int) -> Extent | None:
-        """Of several equal pieces the one that goes on where the last one ended is best, then one that is near."""
+        """Of several equal pieces the one that goes on where the last one ended is best."""
         at, i = divmod(self._expected, SEGMENT_PIECES)
         segment = self._segments.get(at)
         if segment is None or i >= len(segment.digests) or segment.digests[i] != digest:
-            at, i = self._seek_piece(digest, at, segment)
-            if i < 0:
+            number = self._where.get(digest)
+            if number is None:
                 self._expected += 1
                 return None
+            at, i = divmod(number, SEGMENT_PIECES)
             segment = self._segments[at]
         self._expected = at * SEGMENT_PIECES + i + 1
         if at // _STRIDE != self._found_at:
@@ -127,15 +136,6 @@ class OldPieceList:
         if not segment.usable[which] or segment.lengths[i] != length:
             return None
         return Extent(segment.ids[which], segment.offsets[i], length)
-
-    def _seek_piece(self, digest: bytes, near: int, segment: _Segment | None) -> tuple[int, int]:
-        """(segment, index) of a usable piece; the index is negative if there is none in the window."""
-        if segment is not None and (i := segment.where.get(digest, -1)) >= 0:
-            return near, i
-        for at, other in self._segments.items():
-            if (i := other.where.get(digest, -1)) >= 0:
-                return at, i
-        return near, -1
 
     def size_of(self, object_id: bytes) -> int:
         """The size of an object that was just found."""
@@ -150,9 +150,15 @@ class OldPieceList:
             if stride != _UNSEEN:
                 at = stride * _STRIDE
                 wanted.update(range(max(at - _BEHIND, 0), min(at + _STRIDE + _AHEAD, self._facts.segments)))
+        if wanted == self._segments.keys():
+            return
         for at in [at for at in self._segments if at not in wanted]:
             del self._segments[at]
         self._read(sorted(wanted.difference(self._segments)))
+        # Made anew as a whole: to enter and strike out pieces one by one takes ten times as long.
+        self._where = {}
+        for at, segment in self._segments.items():
+            self._where.update(segment.numbered(at * SEGMENT_PIECES))
 
     def _read(self, wanted: Sequence[int]) -> None:
         with self._cache.reading() as txn:
@@ -176,10 +182,7 @@ def _segment(value: Sequence[bytes], missing: set[bytes] | frozenset[bytes]) -> 
         offsets.extend(accumulate(piece_lengths[i : i + count - 1], initial=offset))
         i += count
     split = [digests[at : at + DIGEST_LEN] for at in range(0, len(digests), DIGEST_LEN)]
-    where = dict(zip(split, range(len(split)), strict=True))
-    if not all(usable):
-        where = {digest: i for i, digest in enumerate(split) if usable[objects[i]]}
-    return _Segment(ids, array("I", sizes), usable, objects, offsets, piece_lengths, split, where)
+    return _Segment(ids, array("I", sizes), usable, objects, offsets, piece_lengths, split)
 
 
 class _Run(NamedTuple):

@@ -342,7 +342,9 @@ def _entries_of(row: PartRow) -> dict[bytes, tuple[Entry, bytes]]:
 def _uses(files: Sequence[Entry]) -> dict[bytes, int]:
     """Bytes of each bundle that small files use; what lies in the same place is counted once."""
     places = {
-        entry.extents[0] for entry in files if entry.check and entry.size < FILE_MIN and len(entry.extents) == 1
+        entry.extents[0]
+        for entry in files
+        if entry.check and entry.size < FILE_MIN and len(entry.extents) == 1
     }
     uses: dict[bytes, int] = {}
     for bundle, _, size in places:
