@@ -18,10 +18,9 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, repeat
-from itertools import count as count_from
 from typing import NamedTuple
 
 import cbor2
@@ -79,13 +78,8 @@ class _Segment:
     offsets: array[int]
     lengths: array[int]
     digests: Sequence[bytes]
-
-    def numbered(self, first: int) -> Iterable[tuple[bytes, int]]:
-        """(digest, number) of each usable piece, if the first one has the number `first`."""
-        numbered = zip(self.digests, count_from(first), strict=False)
-        if all(self.usable):
-            return numbered
-        return (pair for pair, which in zip(numbered, self.objects, strict=True) if self.usable[which])
+    where: dict[bytes, int]
+    """Digest → number, of usable pieces."""
 
 
 class OldPieceList:
@@ -100,7 +94,7 @@ class OldPieceList:
         self._poor = frozenset(facts.poor)
         self._segments: dict[int, _Segment] = {}
         self._where: dict[bytes, int] = {}
-        """Digest → number, of the usable pieces in these segments."""
+        """Digest → number, of usable pieces in all segments, and of some that were in the window before."""
         self._expected = 0
         """The piece that comes next if nothing was inserted or removed."""
         self._found_at = self._sought_at = _UNSEEN
@@ -118,11 +112,14 @@ class OldPieceList:
         return list(map(self._find, digests, lengths))
 
     def _find(self, digest: bytes, length: int) -> Extent | None:
-        """Of several equal pieces the one that goes on where the last one ended is best."""
+        """Of several equal pieces the one that goes on where the last one ended is best, then one that is near.
+
+        (Otherwise the window would go to and fro for every stretch of zeros.)
+        """
         at, i = divmod(self._expected, SEGMENT_PIECES)
         segment = self._segments.get(at)
         if segment is None or i >= len(segment.digests) or segment.digests[i] != digest:
-            number = self._where.get(digest)
+            number = self._look_up(digest, segment)
             if number is None:
                 self._expected += 1
                 return None
@@ -137,6 +134,13 @@ class OldPieceList:
             return None
         return Extent(segment.ids[which], segment.offsets[i], length)
 
+    def _look_up(self, digest: bytes, near: _Segment | None) -> int | None:
+        """The number of a usable piece in the window, if there is one."""
+        if near is not None and (number := near.where.get(digest)) is not None:
+            return number
+        number = self._where.get(digest)
+        return number if number is not None and number // SEGMENT_PIECES in self._segments else None
+
     def size_of(self, object_id: bytes) -> int:
         """The size of an object that was just found."""
         return next(
@@ -150,15 +154,9 @@ class OldPieceList:
             if stride != _UNSEEN:
                 at = stride * _STRIDE
                 wanted.update(range(max(at - _BEHIND, 0), min(at + _STRIDE + _AHEAD, self._facts.segments)))
-        if wanted == self._segments.keys():
-            return
         for at in [at for at in self._segments if at not in wanted]:
             del self._segments[at]
         self._read(sorted(wanted.difference(self._segments)))
-        # Made anew as a whole: to enter and strike out pieces one by one takes ten times as long.
-        self._where = {}
-        for at, segment in self._segments.items():
-            self._where.update(segment.numbered(at * SEGMENT_PIECES))
 
     def _read(self, wanted: Sequence[int]) -> None:
         with self._cache.reading() as txn:
@@ -168,10 +166,17 @@ class OldPieceList:
         ids = {i for value in found.values() for i in split_ids(value[0])}
         missing = self._presence.missing(self._presence.ask(ids), ids) | self._poor
         for at, value in found.items():
-            self._segments[at] = _segment(value, missing)
+            self._segments[at] = _segment(value, missing, at * SEGMENT_PIECES)
+            self._where.update(self._segments[at].where)
+        # What has left the window is struck out all at once: piece by piece would take ten times as long.
+        if len(self._where) > 2 * sum(len(segment.where) for segment in self._segments.values()):
+            self._where = {}
+            for segment in self._segments.values():
+                self._where.update(segment.where)
 
 
-def _segment(value: Sequence[bytes], missing: set[bytes] | frozenset[bytes]) -> _Segment:
+def _segment(value: Sequence[bytes], missing: set[bytes] | frozenset[bytes], first: int) -> _Segment:
+    """A segment whose first piece has the number `first`."""
     joined, sizes, runs, lengths, digests = value
     ids = split_ids(joined)
     usable = [object_id not in missing for object_id in ids]
@@ -182,7 +187,10 @@ def _segment(value: Sequence[bytes], missing: set[bytes] | frozenset[bytes]) -> 
         offsets.extend(accumulate(piece_lengths[i : i + count - 1], initial=offset))
         i += count
     split = [digests[at : at + DIGEST_LEN] for at in range(0, len(digests), DIGEST_LEN)]
-    return _Segment(ids, array("I", sizes), usable, objects, offsets, piece_lengths, split)
+    where = dict(zip(split, range(first, first + len(split)), strict=True))
+    if not all(usable):
+        where = {digest: first + i for i, digest in enumerate(split) if usable[objects[i]]}
+    return _Segment(ids, array("I", sizes), usable, objects, offsets, piece_lengths, split, where)
 
 
 class _Run(NamedTuple):

@@ -142,6 +142,7 @@ def test_windows_that_do_not_reach_over_the_file(client: CachedClient, monkeypat
     def move(self: pieces.OldPieceList) -> None:
         real(self)
         held.append(sum(len(segment.digests) for segment in self._segments.values()))
+        assert len(self._where) <= 2 * held[-1]
 
     monkeypatch.setattr(pieces.OldPieceList, "_move", move)
     save(client, bytes(changed) + b"!")
