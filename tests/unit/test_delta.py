@@ -223,7 +223,7 @@ def test_small_gathered_objects_cannot_be_guessed(client: CachedClient) -> None:
 def rounds(client: CachedClient, size: int, count: int, changes: int) -> tuple[int, int]:
     """(bytes of data that the last snapshot needs, its extents) after `count` rounds of random changes."""
     draw = random.Random(12)
-    content = bytearray(draw.randbytes(size))
+    content = bytearray().join(draw.randbytes(MIB) for _ in range(size // MIB))  # it cannot draw 256 MiB at once
     for number in range(count):
         for _ in range(changes):
             at = draw.randrange(len(content) - 8192)
