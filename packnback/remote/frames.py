@@ -18,6 +18,8 @@ NAMES_LIMIT = 1 << 17
 """Snapshots, or bad ids, in one request."""
 WINDOW = 16 * MIB
 """Bytes that the frames of a stream (`cost`) may be ahead of what its reader has asked for (`More`)."""
+STREAMS_MAX = 4
+"""Streams that may be open at a time: those that were asked for, and whose end has not been sent."""
 OBJECT_COST = 64
 TROUBLE_LIMIT = 64 * KIB
 TROUBLE_COST = TROUBLE_LIMIT // 4

@@ -19,7 +19,7 @@ from packnback.events import Watch
 from packnback.ids import ID_LEN
 from packnback.remote import failures, frames, values
 from packnback.remote.channel import Channel
-from packnback.remote.frames import WINDOW, Frame, Side
+from packnback.remote.frames import STREAMS_MAX, WINDOW, Frame, Side
 from packnback.remote.protocol import Closed, Connection
 from packnback.store.interface import SnapshotInfo
 
@@ -134,8 +134,12 @@ class Link:
     # --- streams ----------------------------------------------------------------------------------------------
 
     def open_stream(self, ids: bytes) -> Stream:
-        """Ask for objects (ids, concatenated)."""
+        """Ask for objects (ids, concatenated). Waits until the far side can have one more stream open."""
         with self._state:
+            while len(self._streams) >= STREAMS_MAX:
+                if self._failure is not None:
+                    raise self._failure
+                self._state.wait()
             self._next_stream += 1
             stream = Stream(self._next_stream, len(ids) // ID_LEN)
             self._streams[stream.number] = stream

@@ -30,7 +30,7 @@ from packnback.gc.maintenance import CheckOptions, LocalMaintenance
 from packnback.ids import ID_LEN
 from packnback.remote import failures, frames, values
 from packnback.remote.channel import Channel
-from packnback.remote.frames import WINDOW, Frame, Side
+from packnback.remote.frames import STREAMS_MAX, WINDOW, Frame, Side
 from packnback.remote.intake import Bounds, Intake, open_intake
 from packnback.remote.protocol import Closed, Connection
 from packnback.remote.table import SPECS
@@ -41,7 +41,6 @@ VERBS = ("put", "list", "get", "forget", "compact", "check")
 IDLE_S = 600.0
 """A client that sends nothing, or takes nothing, for so long is gone."""
 WAIT_MAX_S = 3600.0
-STREAMS_MAX = 4
 _ROWS_AT_ONCE = 500
 
 

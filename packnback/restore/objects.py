@@ -137,8 +137,9 @@ class ObjectReader:
         opened = self.open_fetched(fetched)
         if opened.problem is None or fetched.problem is not None:
             return opened
-        again = self._asked(self.repository.fetch([fetched.id]), {fetched.id})
-        return next(map(self.open_fetched, again), opened)
+        # To its end: other threads ask again, too, and a repository elsewhere has few streams open at a time.
+        again = list(self._asked(self.repository.fetch([fetched.id]), {fetched.id}))
+        return self.open_fetched(again[0]) if again else opened
 
     @staticmethod
     def _asked(source: Iterator[Fetched], missing: set[bytes]) -> Iterator[Fetched]:

@@ -24,7 +24,7 @@ from packnback.format import config, record, snapshot
 from packnback.ids import Kind
 from packnback.remote import frames, values
 from packnback.remote.client import RemoteRepository
-from packnback.remote.frames import Frame, Side
+from packnback.remote.frames import STREAMS_MAX, Frame, Side
 from packnback.remote.protocol import Closed, Connection
 from packnback.restore.objects import ObjectReader
 from packnback.restore.snapshot import open_snapshot
@@ -225,6 +225,20 @@ def test_objects_that_are_not_what_was_asked_for(root: Path, lie: Callable[..., 
         )
     # Asked twice for what did not open, a liar that gives out the object before may each time be right about one.
     assert sum(opened.problem is not None for opened in found) >= len(wanted) - 2
+
+
+def test_many_threads_that_ask_again_open_no_more_streams_than_they_may(root: Path) -> None:
+    """Every object is damaged, and more threads than a connection has streams ask for it once more."""
+    wanted = ids_of(root)
+    assert len(wanted) > 2 * STREAMS_MAX
+    for _ in range(5):
+        with (
+            through(root, lambda frame: without_envelope(frame, []), "get", "list") as repository,
+            ObjectReader(repository, OWNER, workers=3 * STREAMS_MAX) as reader,
+        ):
+            found = list(reader.open_many(wanted))
+        assert {opened.id for opened in found} == set(wanted)
+        assert all(isinstance(opened.problem, errors.Damage | errors.EnvelopeRejected) for opened in found)
 
 
 def test_a_stream_that_is_cut_off_is_no_end(root: Path) -> None:
