@@ -6,21 +6,45 @@ Checks on stored or received data raise one of these; they never ``assert``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, dataclass_transform
 
 
+@dataclass_transform(eq_default=False)
 class PacknbackError(Exception):
-    """Root of all expected errors. Subclasses are dataclasses whose fields are the facts."""
+    """Root of all expected errors. Subclasses declare their facts as dataclasses do, and are made in the same way.
+
+    They are no dataclasses, as code would have to be compiled for each of forty whenever the program starts.
+    """
+
+    DECLARED: ClassVar[Mapping[str, str]] = {}
+    """The facts in order, each with its type as it is written here."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.DECLARED = {**cls.DECLARED, **cls.__annotations__}
+
+    def __init__(self, *facts: Any, **named: Any) -> None:
+        """Raises TypeError unless each fact that has no default is given, once, and nothing else is."""
+        cls = type(self)
+        given = dict(zip(self.DECLARED, facts, strict=False))
+        absent = self.DECLARED.keys() - given.keys() - named.keys()
+        excess = len(given) < len(facts) or named.keys() - (self.DECLARED.keys() - given.keys())
+        if excess or not all(hasattr(cls, name) for name in absent):
+            raise TypeError(f"{cls.__name__}({', '.join(self.DECLARED)}) made of {facts} and {named}")
+        for name, fact in (given | named).items():
+            setattr(self, name, fact)
 
     def facts(self) -> dict[str, Any]:
         """The facts by name, in the order in which they are declared; absent ones are left out."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        found = {name: getattr(self, name) for name in self.DECLARED}
         return {name: value for name, value in found.items() if value is not None}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         shown = (f"{n}={v.hex() if isinstance(v, bytes) else v!r}" for n, v in self.facts().items())
         return f"{type(self).__name__}({', '.join(shown)})"
+
+    __str__ = __repr__
 
 
 # --- exit 1: it failed, nothing is damaged -------------------------------------------------------------
@@ -30,17 +54,14 @@ class Failed(PacknbackError):
     """The operation could not be done; nothing was lost."""
 
 
-@dataclass(eq=False)
 class NotARepository(Failed):
     path: str
 
 
-@dataclass(eq=False)
 class AlreadyExists(Failed):
     path: str
 
 
-@dataclass(eq=False)
 class UnsupportedVersion(Failed):
     """Written by a newer packnback. Not damage: nothing may be deleted or rewritten because of it."""
 
@@ -49,7 +70,6 @@ class UnsupportedVersion(Failed):
     supported: int
 
 
-@dataclass(eq=False)
 class WrongRepository(Failed):
     """The repository at this place is not the one that was pinned at first use."""
 
@@ -58,12 +78,10 @@ class WrongRepository(Failed):
     found: str
 
 
-@dataclass(eq=False)
 class DiskFull(Failed):
     path: str
 
 
-@dataclass(eq=False)
 class StorageFailed(Failed):
     """An operating-system error on the repository's file system (not damage of what is stored)."""
 
@@ -72,39 +90,33 @@ class StorageFailed(Failed):
     reason: str
 
 
-@dataclass(eq=False)
 class Unreadable(StorageFailed):
     """The disk does not give back bytes that it has (a bad sector, a failed checksum of the file system): what
     was stored there is lost as long as this lasts, everything else can still be read.
     """
 
 
-@dataclass(eq=False)
 class BlobMissing(Failed):
     """The storage positively has no blob of this name. What that means is for the caller to say."""
 
     name: str
 
 
-@dataclass(eq=False)
 class Poisoned(Failed):
     """A sync failed earlier on this handle; nothing that is written through it can be trusted any more."""
 
     path: str
 
 
-@dataclass(eq=False)
 class SnapshotUnknown(Failed):
     wanted: str
 
 
-@dataclass(eq=False)
 class SnapshotAmbiguous(Failed):
     wanted: str
     candidates: list[str]
 
 
-@dataclass(eq=False)
 class PathUnknown(Failed):
     """A path that does not exist: on the disk, or in a snapshot."""
 
@@ -112,12 +124,10 @@ class PathUnknown(Failed):
     snapshot: str | None = None
 
 
-@dataclass(eq=False)
 class NothingToBackUp(Failed):
     paths: list[str]
 
 
-@dataclass(eq=False)
 class CommandFailed(Failed):
     """The command of ``backup --exec`` did not exit with 0."""
 
@@ -125,7 +135,6 @@ class CommandFailed(Failed):
     status: int
 
 
-@dataclass(eq=False)
 class ClockRefused(Failed):
     """The clock went backwards or leapt: times cannot be trusted to decide what may go."""
 
@@ -133,7 +142,6 @@ class ClockRefused(Failed):
     newest_ns: int
 
 
-@dataclass(eq=False)
 class Refused(Failed):
     """A request that would do harm, refused. `reason` is a stable word, `detail` a fact for people."""
 
@@ -141,7 +149,6 @@ class Refused(Failed):
     detail: str | None = None
 
 
-@dataclass(eq=False)
 class ChainAlarm(Failed):
     """The repository's head for this client is not what the client remembers (design §2).
 
@@ -154,7 +161,6 @@ class ChainAlarm(Failed):
     found_sequence: int
 
 
-@dataclass(eq=False)
 class StateDamaged(Failed):
     """What this machine remembers of a repository cannot be read. The repository is not affected."""
 
@@ -162,7 +168,6 @@ class StateDamaged(Failed):
     why: str
 
 
-@dataclass(eq=False)
 class StaleSequence(Failed):
     """Another snapshot took this sequence number first: sign the next one."""
 
@@ -170,7 +175,6 @@ class StaleSequence(Failed):
     head_sequence: int
 
 
-@dataclass(eq=False)
 class ClientTimeRefused(Failed):
     """The client's clock and the repository's are too far apart for its snapshot to be believed."""
 
@@ -178,7 +182,6 @@ class ClientTimeRefused(Failed):
     server_ns: int
 
 
-@dataclass(eq=False)
 class QuotaExceeded(Failed):
     """The client's quota leaves no room for what it sends. All in bytes."""
 
@@ -186,7 +189,6 @@ class QuotaExceeded(Failed):
     quota: int
 
 
-@dataclass(eq=False)
 class RemoteFailed(Failed):
     """The far side of a connection cannot be used. `why` is a stable word, `detail` what was said about it.
 
@@ -199,7 +201,6 @@ class RemoteFailed(Failed):
     detail: str | None = None
 
 
-@dataclass(eq=False)
 class RemoteVersion(Failed):
     """The two ends of a connection speak different versions of the protocol."""
 
@@ -207,7 +208,6 @@ class RemoteVersion(Failed):
     theirs: int
 
 
-@dataclass(eq=False)
 class ProtocolViolation(Failed):
     """The other end sent what the protocol does not allow. `what` names the frame, `why` the rule."""
 
@@ -218,7 +218,6 @@ class ProtocolViolation(Failed):
 # --- exit 2: usage ---------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
 class UsageError(PacknbackError):
     message: str
 
@@ -230,7 +229,6 @@ class Damage(PacknbackError):
     """Stored truth is not what was once written."""
 
 
-@dataclass(eq=False)
 class FormatDamage(Damage):
     """Bytes that do not decode. `what` names the structure, `why` the rule that was broken."""
 
@@ -239,20 +237,17 @@ class FormatDamage(Damage):
     where: str | None = None
 
 
-@dataclass(eq=False)
 class PackDamage(Damage):
     pack: str
     why: str
     offset: int | None = None
 
 
-@dataclass(eq=False)
 class ObjectMissing(Damage):
     id: bytes
     needed_by: str | None = None
 
 
-@dataclass(eq=False)
 class ObjectDamage(Damage):
     """An object was found, but its bytes are not what its id promises."""
 
@@ -261,19 +256,16 @@ class ObjectDamage(Damage):
     pack: str | None = None
 
 
-@dataclass(eq=False)
 class SnapshotDamage(Damage):
     snapshot: str
     why: str
 
 
-@dataclass(eq=False)
 class ConfigDamage(Damage):
     path: str
     why: str
 
 
-@dataclass(eq=False)
 class DamageBlocks(Damage):
     """Deleting is refused while damage stands: an unreadable object may need what looks like garbage."""
 
@@ -281,7 +273,6 @@ class DamageBlocks(Damage):
     detail: list[str]
 
 
-@dataclass(eq=False)
 class IndexDamage(Damage):
     """The index is not readable. It is a view, not truth: it can be rebuilt."""
 
@@ -296,28 +287,23 @@ class KeyProblem(PacknbackError):
     """No key, the wrong key, or a key file that cannot be used."""
 
 
-@dataclass(eq=False)
 class KeyMissing(KeyProblem):
     path: str
 
 
-@dataclass(eq=False)
 class KeyDamaged(KeyProblem):
     path: str
     why: str
 
 
-@dataclass(eq=False)
 class WrongPassphrase(KeyProblem):
     path: str
 
 
-@dataclass(eq=False)
 class PassphraseNeeded(KeyProblem):
     path: str
 
 
-@dataclass(eq=False)
 class PassphraseSourceFailed(KeyProblem):
     """Where the passphrase should have come from (a file, a command) did not give one."""
 
@@ -325,7 +311,6 @@ class PassphraseSourceFailed(KeyProblem):
     why: str
 
 
-@dataclass(eq=False)
 class WrongOwner(KeyProblem):
     """The key belongs to another owner than the repository."""
 
@@ -333,7 +318,6 @@ class WrongOwner(KeyProblem):
     repository_owner: str
 
 
-@dataclass(eq=False)
 class KeyCannot(KeyProblem):
     """The key is of a kind that cannot do this. `have` is its kind, `need` the kinds that could."""
 
@@ -342,7 +326,6 @@ class KeyCannot(KeyProblem):
     action: str
 
 
-@dataclass(eq=False)
 class EnvelopeRejected(KeyProblem):
     """An envelope did not open: it was made for another key, or it was altered."""
 
@@ -353,14 +336,12 @@ class EnvelopeRejected(KeyProblem):
 # --- exit 6, 7 ------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
 class Locked(PacknbackError):
     path: str
     holder: str
     waited_s: float = 0.0
 
 
-@dataclass(eq=False)
 class NotAllowed(PacknbackError):
     """The far side refuses. `verb` is what was asked for, `why` a stable word."""
 

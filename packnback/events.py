@@ -6,12 +6,13 @@ a bar from it, tests read the counters, and everybody else passes `SILENT`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
 from typing import Protocol
 
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
-@dataclass(slots=True)
-class Counters:
+
+class Counters(Struct):
     """Work done, in plain numbers. Assert on these instead of on time."""
 
     packs_listed: int = 0
@@ -25,7 +26,7 @@ class Counters:
 
     def as_dict(self) -> dict[str, int]:
         """All counters by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return asdict(self)
 
 
 class Progress(Protocol):
@@ -55,8 +56,7 @@ class _Silent:
 SILENT: Progress = _Silent()
 
 
-@dataclass(slots=True)
-class Watch:
+class Watch(Struct):
     """What is passed down: the counters, and somebody to tell."""
 
     counters: Counters = field(default_factory=Counters)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+from msgspec import Struct, field
 
 from packnback.backup.cache import KEY_LIMIT, ROWS, Cache
 from packnback.backup.cache_rows import SCOPE_LEN, PartRow, Rows
@@ -80,8 +81,7 @@ class Known(NamedTuple):
     missing: set[bytes]
 
 
-@dataclass(slots=True)
-class _Window:
+class _Window(Struct):
     rows: deque[tuple[bytes, PartRow | None]] = field(default_factory=deque)
     ids: set[bytes] = field(default_factory=set)
     question: Question | None = None

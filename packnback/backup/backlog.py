@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.backup.extents import Content
 from packnback.backup.tree import Block, ListingBuilder, encode_entries
@@ -22,8 +23,7 @@ _ENTRY_BYTES = 600
 _CONTENT_BYTES = 200
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(Struct):
     """One part of a directory: blocks, or entries some of which wait for their content."""
 
     path: bytes

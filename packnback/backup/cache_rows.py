@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import cbor2
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback.backup.cache import AGES, BUNDLES, PIECES, ROWS, USAGE, bounded
 from packnback.backup.tree import Block
@@ -52,8 +52,7 @@ _NUMBER = struct.Struct(">Q")
 _SEGMENT = struct.Struct(">I")
 
 
-@dataclass(slots=True)
-class PartRow:
+class PartRow(Struct):
     """One part of a directory as it was stored last."""
 
     signature: bytes

@@ -20,22 +20,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+
+from msgspec import Struct
 
 from packnback.errors import UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
+class _Rule(Struct, frozen=True):
     takes_back: bool
     whole_path: bool
     """Held against the path rather than against the name."""
     regex: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
+class _Run(Struct, frozen=True):
     """Rules that stand next to each other and decide alike, as one regex per subject."""
 
     takes_back: bool

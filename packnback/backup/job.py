@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from packnback.backup.buffers import Buffer
 from packnback.backup.sealing import Sealed
@@ -11,8 +11,7 @@ from packnback.crypto.derive import Buffer as Bytes
 from packnback.ids import ObjectClass, class_of
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(Struct, eq=False):
     """An object and what has become of it so far."""
 
     kind: int

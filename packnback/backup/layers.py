@@ -10,22 +10,21 @@ A minimum makes every depth shorter than the one below it, even should all items
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from msgspec import Struct, field
 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """How many items an object joins: from `least` (the last one of a depth may be shorter) to `most`."""
 
     least: int
     most: int
 
 
-@dataclass(slots=True)
-class _Depth(Generic[Item]):
+class _Depth(Struct, Generic[Item]):
     items: list[Item] = field(default_factory=list)
     joining: bool = False
     """Whether there are too many items at this depth to remain as they are."""

@@ -19,12 +19,12 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, repeat
 from typing import NamedTuple
 
 import cbor2
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback.backup.ahead import Presence
 from packnback.backup.cache import PIECES, Cache
@@ -65,8 +65,7 @@ def join(lengths: Sequence[int], step: int) -> Sequence[int]:
     return joined
 
 
-@dataclass(slots=True)
-class _Segment:
+class _Segment(Struct):
     """Some thousand pieces, in order."""
 
     ids: Sequence[bytes]

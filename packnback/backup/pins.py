@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback.backup.state_file import StateFile
 from packnback.errors import WrongRepository
@@ -37,8 +37,7 @@ class ReaderVerdict(Enum):
     """What was seen was released since, and its header is kept: somebody who may do that has forgotten it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """A verdict about one client that is not FINE."""
 
     client_id: bytes

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback.backup.sealing import Sealer
 from packnback.backup.state import START, Chain, Verdict, check
@@ -40,8 +40,7 @@ ATTEMPTS = 5
 """How often a number may be taken by somebody else before that is an error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Struct, frozen=True):
     """A snapshot that is in the repository."""
 
     id: bytes

@@ -17,7 +17,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.backup.attributes import AttributeReader
 from packnback.backup.bundle import Bundler
@@ -41,8 +42,7 @@ Quick = tuple[SmallContent, Mapping[bytes, bytes], bool]
 """Content, extended attributes, and whether that is all of them."""
 
 
-@dataclass(slots=True)
-class StoredFile:
+class StoredFile(Struct):
     """What became of one file."""
 
     status: os.stat_result

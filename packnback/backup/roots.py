@@ -11,7 +11,8 @@ import os
 import posixpath
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.errors import NothingToBackUp
 from packnback.format.listing import path_key
@@ -23,8 +24,7 @@ RootTree = dict[bytes, "RootTree | None"]
 """Directories above the roots by name; None is a root itself, with everything below."""
 
 
-@dataclass(frozen=True, slots=True)
-class Roots:
+class Roots(Struct, frozen=True):
     """The roots of a backup."""
 
     paths: tuple[bytes, ...]

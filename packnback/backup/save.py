@@ -16,7 +16,9 @@ import pwd
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 import packnback
 from packnback.backup import cache, itself, pins, roots, state
@@ -48,8 +50,7 @@ CHECKPOINT_BYTES = 8192 * MIB
 """Bytes stored since the last checkpoint that make another one worth while."""
 
 
-@dataclass(frozen=True, slots=True)
-class SaveOptions:
+class SaveOptions(Struct, frozen=True):
     """What to save, and how. Either `paths` or `stream`."""
 
     paths: Sequence[bytes] = ()
@@ -68,8 +69,7 @@ class SaveOptions:
     """Where caches stand (`cache.cache_directory()`); None to read every file, changed or not."""
 
 
-@dataclass(slots=True)
-class SaveResult:
+class SaveResult(Struct):
     """What a backup did."""
 
     published: Published | None = None

@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import zstandard
+from msgspec import Struct
 
 from packnback.crypto.derive import Buffer
 from packnback.crypto.envelope import SealingKeys, make_envelope
@@ -32,8 +32,7 @@ _SAMPLE_LEVEL = 1
 _WORTHWHILE = 0.97
 
 
-@dataclass(slots=True, eq=False)
-class Envelope:
+class Envelope(Struct, eq=False):
     """An envelope in use."""
 
     envelope: bytes
@@ -41,24 +40,22 @@ class Envelope:
     id: bytes
     record: bytes
     """It as a record of kind 0."""
-    keys: SealingKeys = field(repr=False)
+    keys: SealingKeys
     expires: float
     """On the monotonic clock, in seconds."""
-    bytes_left: int = ENVELOPE_BYTES
+    bytes_left: int
     stored: bool = False
     """Whether its record has been put; kept by whoever puts."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Sealed:
+class Sealed(Struct, frozen=True, eq=False):
     """A whole record, and the envelope that has to be stored before it."""
 
     record: bytearray
     envelope: Envelope
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Unsealed:
+class Unsealed(Struct, frozen=True, eq=False):
     """A record with its payload in clear, and what is needed to seal it."""
 
     record: bytearray
@@ -153,4 +150,4 @@ class Sealer:
     def _new_envelope(self, object_class: ObjectClass) -> Envelope:
         envelope, envelope_id, keys = make_envelope(self._put_key, self._repository_id, object_class)
         expires = time.monotonic() + ENVELOPE_SECONDS
-        return Envelope(envelope, envelope_id, envelope_record(envelope), keys, expires)
+        return Envelope(envelope, envelope_id, envelope_record(envelope), keys, expires, ENVELOPE_BYTES)

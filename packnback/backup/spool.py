@@ -15,8 +15,9 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
+
+from msgspec import Struct, field
 
 from packnback.backup.cache import AGES, BUNDLES, CONTENTS, META, PIECES, ROWS, USAGE, Cache, CacheFailed, WriteRows
 from packnback.backup.cache_rows import (
@@ -44,8 +45,7 @@ BundledContent = tuple[bytes, int, int]
 """(hash of a small content, its offset in the bundle, its length)."""
 
 
-@dataclass(slots=True)
-class _Batch:
+class _Batch(Struct):
     """What goes into one transaction."""
 
     rows: dict[bytes, bytes | None] = field(default_factory=dict)

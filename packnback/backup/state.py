@@ -15,9 +15,11 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from packnback.backup.state_file import StateFile
 from packnback.errors import ChainAlarm
@@ -49,8 +51,7 @@ class Verdict(Enum):
         return self in (Verdict.ROLLBACK, Verdict.IN_USE_ELSEWHERE, Verdict.FORK)
 
 
-@dataclass(frozen=True, slots=True)
-class ClientState:
+class ClientState(Struct, frozen=True):
     """What is remembered."""
 
     head: Link = START

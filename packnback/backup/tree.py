@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.backup.extents import MetaSink
 from packnback.backup.layers import Layers, Limits
@@ -38,8 +39,7 @@ _EXTENT_OVERHEAD = 14
 _GROUP_OVERHEAD = 24
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """Encoded entries of one directory, or of a stretch of it: what a group is made of, and what can be kept."""
 
     ids: Sequence[bytes]
@@ -50,8 +50,7 @@ class Block:
     """The highest level among the objects: 0 for data, more where there are extent objects."""
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(Struct, frozen=True):
     """The table on top of a listing."""
 
     id: bytes
@@ -59,8 +58,7 @@ class Root:
     totals: Totals
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(Struct, frozen=True):
     child: Child
     level: int
 

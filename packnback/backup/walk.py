@@ -19,7 +19,8 @@ import os
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from packnback.backup.exclude import Excludes
 from packnback.backup.itself import Identity
@@ -47,8 +48,7 @@ _OPEN_ABOVE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _NONE: frozenset[bytes] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class WalkOptions:
+class WalkOptions(Struct, frozen=True):
     """What is left out. Directories that are left out for what they hold keep their entry and the tag."""
 
     excludes: Excludes = field(default_factory=Excludes)
@@ -61,8 +61,7 @@ class WalkOptions:
     """The repository's own directory, which is not entered either."""
 
 
-@dataclass(slots=True)
-class Part:
+class Part(Struct):
     """One directory's children, or those of one stretch of a huge directory."""
 
     path: bytes
@@ -86,8 +85,7 @@ class Part:
         return b"/" + self.path
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
+class _Pending(Struct, frozen=True):
     """A directory still to be visited: one above a root (`tree`), or one that lstat saw (device, inode)."""
 
     path: bytes

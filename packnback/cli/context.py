@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import click
+from msgspec import Struct, field
 
 from packnback.cli import location as locations
 from packnback.cli import passphrase
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "PACKNBACK_KEY"
 
 
-@dataclass(slots=True)
-class Settings:
+class Settings(Struct):
     """The shared options, as given before or after the command."""
 
     repository: str | None = None
@@ -43,8 +42,7 @@ class Settings:
     progress: str = "auto"
 
 
-@dataclass(slots=True)
-class Context:
+class Context(Struct):
     """One run of the program."""
 
     settings: Settings = field(default_factory=Settings)

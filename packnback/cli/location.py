@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
+
+from msgspec import Struct
 
 from packnback.errors import UsageError
 
@@ -25,15 +26,13 @@ _SSH = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(Struct, frozen=True):
     """A repository on a file system; `path` is absolute."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ssh:
+class Ssh(Struct, frozen=True):
     """A repository behind ``packnback serve`` on another machine."""
 
     url: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 
@@ -41,6 +40,8 @@ def from_file(path: str) -> bytes:
 
 def from_command(command: str) -> bytes:
     """The passphrase that a command prints. Raises PassphraseSourceFailed, which does not quote arguments."""
+    import subprocess  # here: few have such a command, and all would wait for it to load
+
     try:
         words = shlex.split(command)
         ran = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)

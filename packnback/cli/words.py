@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.cli.quantities import rfc3339, shown_duration, shown_size
@@ -39,8 +40,7 @@ _CHECK = "run `packnback check --read-data` to see what else is concerned"
 _GENERATE_PUT = "make one where the owner key is: packnback key put put.key --from owner.key --client NAME"
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
+class Words(Struct, frozen=True):
     """What a person is told."""
 
     message: str

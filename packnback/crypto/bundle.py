@@ -7,7 +7,8 @@ in an envelope, in the configuration of a repository) no key in the bundle can b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.crypto.derive import H
@@ -20,16 +21,14 @@ OWNER_ID_LEN = 32
 _PREFIX = b"PNBO\x01\x00\x00\x00"
 
 
-@dataclass(frozen=True, slots=True)
-class Receiver:
+class Receiver(Struct, frozen=True):
     """The public keys to which one class is sealed: X25519 (32 bytes) and ML-KEM-768 (1184 bytes)."""
 
     x25519: bytes
     mlkem: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerBundle:
+class OwnerBundle(Struct, frozen=True):
     """``"PNBO" 1 0 0 0 ‖ certify key 32 ‖ data x25519 ‖ data ML-KEM ‖ meta x25519 ‖ meta ML-KEM`` (2472 bytes).
 
     Make one with `parse` or `build`, which validate: a bundle that exists can be sent to.

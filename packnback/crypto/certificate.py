@@ -11,7 +11,8 @@ A certificate is deterministic: the same owner key, name, epoch and group give t
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.crypto.bundle import OwnerBundle
@@ -25,8 +26,7 @@ CERTIFICATE_LIMIT = _FIXED.size + NAME_LIMIT + SIGNATURE_LEN
 """Longest certificate in bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(Struct, frozen=True):
     """A decoded certificate, and the raw bytes that are signed. Decoded is not yet verified."""
 
     raw: bytes

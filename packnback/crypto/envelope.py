@@ -3,12 +3,7 @@
 A client makes a new one about every 64 MiB, forgets its secrets when the session ends, and from then on cannot
 open what it stored. The object key is wrapped under a hybrid of X25519 and ML-KEM-768, so both must fall, and
 under a psk that only this client (and the owner) has, so knowing the public keys is not enough to send.
-Layout, 1292 bytes, little-endian::
-
-    head (92)  "PNBE" │ suite 1 │ class │ receivers 1 │ 0 │ repository id 16 │ domain id 16 │ client id 16
-               │ epoch u32 │ owner id 32
-    E          head │ ephemeral x25519 key 32 │ ML-KEM ciphertext 1088 │ wrap 48
-    envelope   E │ commitment 32                                     envelope id = H(envelope)[:16]
+Layout: `envelope_layout`. ::
 
     KEK        DK("envelope wrap", psk ‖ ML-KEM secret ‖ X25519 secret ‖ H(head ‖ both receiver keys ‖ epk ‖ ct))
     wrap       XChaCha20-Poly1305(KEK, nonce 0²⁴, AAD = head, S), S random: KEK is used once, so the nonce is fixed
@@ -22,58 +17,39 @@ from __future__ import annotations
 
 import hmac
 import os
-import struct
-from dataclasses import dataclass, field
 
 from packnback import errors
 from packnback.crypto import aead, exchange
 from packnback.crypto.bundle import Receiver
 from packnback.crypto.derive import DK, H
+from packnback.crypto.envelope_layout import (
+    COMMITMENT_LEN,
+    EnvelopeFacts,
+    encode_head,
+    envelope_id,
+    parse_envelope,
+    split_envelope,
+)
 from packnback.crypto.keys import PutKey, Reader
-from packnback.ids import ENVELOPE_ID_LEN, REPOSITORY_ID_LEN, ObjectClass
+from packnback.crypto.secret import Secret
+from packnback.ids import REPOSITORY_ID_LEN, ObjectClass
 
-ENVELOPE_LEN = 1292
-SUITE = 1
-_MAGIC = b"PNBE"
-_HEAD = struct.Struct("<4sBBBB16s16s16sI32s")
-_BODY = struct.Struct(f"<{_HEAD.size}s{exchange.X25519_LEN}s{exchange.MLKEM_CIPHERTEXT_LEN}s{32 + aead.TAG_LEN}s32s")
-_COMMITMENT_LEN = 32
 _WRAP_NONCE = bytes(aead.NONCE_LEN)
 
 
-@dataclass(frozen=True, slots=True)
-class EnvelopeFacts:
-    """What an envelope says in clear: to whom, by whom, for which repository, class and epoch."""
-
-    id: bytes
-    object_class: ObjectClass
-    repository_id: bytes
-    domain_id: bytes
-    client_id: bytes
-    epoch: int
-    owner_id: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SealingKeys:
+class SealingKeys(Secret, frozen=True):
     """What a session needs to seal bodies: the object key and the key that hedges nonces, 32 bytes each."""
 
-    object_key: bytes = field(repr=False)
-    nonce_key: bytes = field(repr=False)
+    object_key: bytes
+    nonce_key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedEnvelope:
+class OpenedEnvelope(Secret, frozen=True):
     """An envelope that opened: its facts, the key of its objects, and the key of its domain's object ids."""
 
     facts: EnvelopeFacts
-    object_key: bytes = field(repr=False)
-    id_key: bytes = field(repr=False)
-
-
-def envelope_id(envelope: bytes) -> bytes:
-    """``H(envelope)[:16]``."""
-    return H(envelope)[:ENVELOPE_ID_LEN]
+    object_key: bytes
+    id_key: bytes
 
 
 def make_envelope(
@@ -96,9 +72,8 @@ def make_envelope(
     receiver = put_key.bundle.receivers[object_class]
     session_secret = os.urandom(32) if secret is None else secret
     ephemeral_secret = os.urandom(exchange.X25519_LEN) if ephemeral is None else ephemeral
-    head = _HEAD.pack(
-        *(_MAGIC, SUITE, object_class, 1, 0),
-        *(repository_id, put_key.domain_id, put_key.client_id, put_key.epoch, put_key.owner_id),
+    head = encode_head(
+        object_class, repository_id, put_key.domain_id, put_key.client_id, put_key.epoch, put_key.owner_id
     )
     ephemeral_public = exchange.x25519_public(ephemeral_secret)
     try:
@@ -117,30 +92,6 @@ def make_envelope(
     return envelope, envelope_id(envelope), keys
 
 
-def parse_envelope(envelope: bytes) -> EnvelopeFacts:
-    """The facts of an envelope, without any key: structure only, as a repository sees it.
-
-    Raises EnvelopeRejected for a wrong length or magic, an unknown suite or class, receivers ≠ 1.
-    """
-    name = envelope_id(envelope)
-    if len(envelope) != ENVELOPE_LEN:
-        raise errors.EnvelopeRejected(name, f"has {len(envelope)} bytes instead of {ENVELOPE_LEN}")
-    magic, suite, class_number, receivers, reserved, repository_id, domain_id, client_id, epoch, owner_id = (
-        _HEAD.unpack_from(envelope)
-    )
-    if magic != _MAGIC:
-        raise errors.EnvelopeRejected(name, "is not an envelope")
-    if suite != SUITE:
-        raise errors.EnvelopeRejected(name, f"suite {suite} is unknown")
-    if class_number not in (ObjectClass.DATA, ObjectClass.META):
-        raise errors.EnvelopeRejected(name, f"class {class_number} is unknown")
-    if receivers != 1 or reserved != 0:
-        raise errors.EnvelopeRejected(name, "is for a number of receivers other than one")
-    if epoch == 0:
-        raise errors.EnvelopeRejected(name, "epoch 0")
-    return EnvelopeFacts(name, ObjectClass(class_number), repository_id, domain_id, client_id, epoch, owner_id)
-
-
 def open_envelope(envelope: bytes, reader: Reader, *, repository_id: bytes | None = None) -> OpenedEnvelope:
     """Unwrap the object key with an owner, restore or list key.
 
@@ -153,7 +104,7 @@ def open_envelope(envelope: bytes, reader: Reader, *, repository_id: bytes | Non
         raise errors.WrongOwner(key_owner=reader.owner_id.hex(), repository_owner=facts.owner_id.hex())
     if repository_id is not None and facts.repository_id != repository_id:
         raise errors.EnvelopeRejected(facts.id, "was made for another repository")
-    head, ephemeral_public, ciphertext, wrap, commitment = _BODY.unpack(envelope)
+    head, ephemeral_public, ciphertext, wrap, commitment = split_envelope(envelope)
     secrets = reader.secrets_of(facts.object_class)
     receiver = reader.bundle.receivers[facts.object_class]
     try:
@@ -166,7 +117,7 @@ def open_envelope(envelope: bytes, reader: Reader, *, repository_id: bytes | Non
     session_secret = aead.decrypt(wrapping_key, _WRAP_NONCE, head, wrap)
     if session_secret is None:
         raise errors.EnvelopeRejected(facts.id, "does not open with this key")
-    expected, keys = _session_keys(session_secret, envelope[:-_COMMITMENT_LEN])
+    expected, keys = _session_keys(session_secret, envelope[:-COMMITMENT_LEN])
     if not hmac.compare_digest(expected, commitment):
         raise errors.EnvelopeRejected(facts.id, "the commitment does not hold")
     return OpenedEnvelope(facts, keys.object_key, reader.id_key(facts.object_class, facts.domain_id))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -118,7 +117,7 @@ def _create(path: str, text: bytes) -> None:
 
 
 def _temporary_beside(path: str) -> str:
-    return os.path.join(os.path.dirname(path), f".packnback-key-{secrets.token_hex(8)}.tmp")
+    return os.path.join(os.path.dirname(path), f".packnback-key-{os.urandom(8).hex()}.tmp")
 
 
 @contextmanager

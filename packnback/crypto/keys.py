@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from packnback import errors
@@ -28,6 +27,7 @@ from packnback.crypto.bundle import OwnerBundle, Receiver, fingerprint
 from packnback.crypto.certificate import Certificate, issue
 from packnback.crypto.derive import DK, KEY_LEN, MAC, lp, u32
 from packnback.crypto.names import encode_name
+from packnback.crypto.secret import Secret
 from packnback.crypto.sign import verify_key
 from packnback.ids import CLIENT_ID_LEN, DOMAIN_ID_LEN, ObjectClass
 
@@ -35,14 +35,13 @@ SEED_LEN = 32
 EPOCH_LIMIT = (1 << 32) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class ClassSecrets:
+class ClassSecrets(Secret, frozen=True):
     """What opens one class: X25519 secret 32, ML-KEM seed 64 (d ‖ z), roots of psks and id keys, 32 each."""
 
-    x25519: bytes = field(repr=False)
-    mlkem_seed: bytes = field(repr=False)
-    psk_root: bytes = field(repr=False)
-    id_root: bytes = field(repr=False)
+    x25519: bytes
+    mlkem_seed: bytes
+    psk_root: bytes
+    id_root: bytes
 
     def receiver(self) -> Receiver:
         """The public keys that belong to these secrets."""
@@ -93,12 +92,11 @@ class Reader:
         return MAC(self.secrets_of(object_class).id_root, domain_id)
 
 
-@dataclass(frozen=True)
-class ReadKey(Reader):
+class ReadKey(Secret, Reader, frozen=True):
     """A list key (meta secrets only) or a restore key (both classes)."""
 
     bundle: OwnerBundle
-    secrets: Mapping[ObjectClass, ClassSecrets] = field(repr=False)
+    secrets: Mapping[ObjectClass, ClassSecrets]
 
     def __post_init__(self) -> None:
         if ObjectClass.META not in self.secrets:
@@ -110,18 +108,17 @@ class ReadKey(Reader):
         return "restore" if ObjectClass.DATA in self.secrets else "list"
 
 
-@dataclass(frozen=True, slots=True)
-class PutKey:
+class PutKey(Secret, frozen=True):
     """One client's key in one epoch: seals to the owner, names objects, cuts, signs. It opens nothing.
 
     `psk` and `id_key` are per class, 32 bytes each; `cut` is the domain's cut key.
     """
 
     bundle: OwnerBundle
-    psk: Mapping[ObjectClass, bytes] = field(repr=False)
-    id_key: Mapping[ObjectClass, bytes] = field(repr=False)
-    cut: bytes = field(repr=False)
-    sign_seed: bytes = field(repr=False)
+    psk: Mapping[ObjectClass, bytes]
+    id_key: Mapping[ObjectClass, bytes]
+    cut: bytes
+    sign_seed: bytes
     certificate: Certificate
 
     kind = "put"
@@ -172,11 +169,10 @@ class PutKey:
         return DK("cut page", self.cut)
 
 
-@dataclass(frozen=True)
-class OwnerKey(Reader):
+class OwnerKey(Secret, Reader, frozen=True, dict=True):
     """The root of everything: 32 random bytes. Reads like a restore key, and makes all other keys."""
 
-    seed: bytes = field(repr=False)
+    seed: bytes
 
     kind = "owner"
 

@@ -26,7 +26,8 @@ import hmac
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.crypto import aead
@@ -46,8 +47,7 @@ _PROTECTION = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Protection:
+class Protection(Struct, frozen=True):
     """How the key of a protected file is made from a passphrase."""
 
     cost: Cost

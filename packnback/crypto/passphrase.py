@@ -7,8 +7,8 @@ forged file an oracle for cheap guessing, too high a one would hang or starve wh
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
+from msgspec import Struct
 from nacl.bindings import crypto_pwhash_alg, crypto_pwhash_ALG_ARGON2ID13
 
 from packnback import errors
@@ -21,8 +21,7 @@ MEMORY_MAX = 4096 * MIB
 PASSES_MAX = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(Struct, frozen=True):
     """Passes over memory (libsodium's opslimit) and memory in bytes (its memlimit)."""
 
     passes: int = 3

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import struct
 import threading
-from dataclasses import dataclass
 
 import zstandard
+from msgspec import Struct
 
 from packnback import errors
 from packnback.crypto.derive import Buffer
@@ -87,8 +87,7 @@ def padded_length(stored: int, floor: int) -> int:
     return max(padme(PAYLOAD_HEADER.size + stored), floor)
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(Struct, frozen=True):
     """What a padded payload will hold, before it is laid out: so it can be written where it will be sealed."""
 
     codec: int

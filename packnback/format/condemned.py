@@ -8,8 +8,9 @@ list falls due. What a list means is `packnback.gc.condemn`'s business.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
+
+from msgspec import Struct
 
 from packnback.format import cbor
 from packnback.ids import HASH_LEN
@@ -19,8 +20,7 @@ _NAME_LIMIT = 255
 _TIME_LIMIT = 1 << 63
 
 
-@dataclass(frozen=True, slots=True)
-class CondemnedList:
+class CondemnedList(Struct, frozen=True):
     """What a list says. Both tuples are strictly ascending."""
 
     time_ns: int

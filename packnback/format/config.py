@@ -6,9 +6,8 @@ suite or option from here; it compares and pins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback.errors import FormatDamage, UnsupportedVersion
 from packnback.ids import CHECKSUM_LEN, REPOSITORY_ID_LEN
@@ -19,8 +18,7 @@ BUNDLE_LEN = 2472
 CONFIG_LEN = 8 + REPOSITORY_ID_LEN + BUNDLE_LEN + CHECKSUM_LEN
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Struct, frozen=True):
     """What identifies a repository."""
 
     repository_id: bytes

@@ -17,11 +17,12 @@ an entry to a map of what is rare, see the constants below.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from operator import lt
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from msgspec import Struct, field
 
 from packnback.errors import FormatDamage
 from packnback.format import cbor
@@ -61,8 +62,7 @@ class Extent(NamedTuple):
     length: int
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(Struct):
     """One name in a directory.
 
     `mode` holds the permission bits only (12 bits), `mtime_ns` is signed. `extents` cover the file without
@@ -328,8 +328,7 @@ def encode_far_object(far: Sequence[tuple[bytes, int]], depth: int) -> tuple[lis
     return ids, cbor.encode([1, depth, [x for i, length in far for x in (index[i], length)]])
 
 
-@dataclass(frozen=True, slots=True)
-class ExtentObject:
+class ExtentObject(Struct, frozen=True):
     """A decoded extent object: `extents` at depth 0, `far` above."""
 
     depth: int

@@ -16,9 +16,10 @@ come stands inside, encrypted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+
+from msgspec import Struct
 
 from packnback.format import cbor
 from packnback.ids import ID_LEN, KIB, LEVEL_LIMIT, MIB, REFS_LIMIT
@@ -32,8 +33,7 @@ PATH_LIMIT = 1 << 16
 _U64 = 1 << 63
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(Struct, frozen=True):
     """What lies below a child: entries of all types, regular files, and their bytes."""
 
     entries: int = 0
@@ -44,8 +44,7 @@ class Totals:
         return Totals(self.entries + other.entries, self.files + other.files, self.bytes + other.bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """One directory, or one part of a huge one. `path` has no slash at either end; the root's is empty."""
 
     path: bytes
@@ -60,8 +59,7 @@ class Group:
         return path_key(self.path), self.part
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
+class Child(Struct, frozen=True):
     """One page or table under a table."""
 
     id: bytes
@@ -75,8 +73,7 @@ class Child:
         return path_key(self.path), self.part
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """A decoded table: `depth` 0 has pages below it."""
 
     depth: int

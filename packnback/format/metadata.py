@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from packnback.errors import FormatDamage
 from packnback.format import cbor
@@ -19,8 +20,7 @@ FIXED_LEN = _FIXED.size
 _WHAT = "snapshot metadata"
 
 
-@dataclass(frozen=True, slots=True)
-class Metadata:
+class Metadata(Struct, frozen=True):
     """What a snapshot says about itself, readable with a list key."""
 
     host: str

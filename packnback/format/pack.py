@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback.errors import FormatDamage, UnsupportedVersion
 from packnback.format import cbor
@@ -76,8 +76,7 @@ class RecordRow(NamedTuple):
         return split_refs(self.refs)
 
 
-@dataclass(frozen=True, slots=True)
-class EnvelopeRow:
+class EnvelopeRow(Struct, frozen=True):
     """One envelope of a pack, with who made it: quotas and epochs are counted from these."""
 
     offset: int
@@ -95,8 +94,7 @@ class EnvelopeRow:
         return self.id[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class Footer:
+class Footer(Struct, frozen=True):
     """All that a pack says about itself."""
 
     nonce: bytes
@@ -109,8 +107,7 @@ class Footer:
         return ObjectClass(self.envelopes[0].object_class)
 
 
-@dataclass(frozen=True, slots=True)
-class Trailer:
+class Trailer(Struct, frozen=True):
     """Where the footer is, and its hash, which is the pack's name."""
 
     footer_offset: int

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback.errors import FormatDamage
 from packnback.ids import BODY_LIMIT, CHECKSUM_LEN, ID_LEN, LEVEL_LIMIT, REFS_LIMIT, Kind
@@ -28,8 +28,7 @@ _HEADER = struct.Struct("<5sBBBII32s16s")
 _WHAT = "record"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """One parsed record. `refs` and `body` are views into the buffer that was parsed."""
 
     kind: int

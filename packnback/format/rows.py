@@ -35,8 +35,9 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from packnback.errors import IndexDamage
 from packnback.format.snapshot import Receipt
@@ -158,8 +159,7 @@ def decode_count(key: bytes, value: bytes) -> int:
     return count
 
 
-@dataclass(slots=True)
-class PackRow:
+class PackRow(Struct):
     """A pack: `record_bytes` are those of its objects, `live_bytes` of the live ones whose primary it is.
 
     The rest of `size` is framing: magic, footer, trailer and envelopes.
@@ -235,8 +235,7 @@ def decode_usage(key: bytes, value: bytes) -> int:
     return used
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotRow:
+class SnapshotRow(Struct, frozen=True):
     """A snapshot file. Of a damaged one only `status` and `reason` mean anything."""
 
     status: int
@@ -292,8 +291,7 @@ def receipt_of_snapshot(key: bytes, value: bytes) -> tuple[int, int, int]:
     return status, time_ns, counter
 
 
-@dataclass(frozen=True, slots=True)
-class ReleasedRow:
+class ReleasedRow(Struct, frozen=True):
     """The kept header of a released snapshot."""
 
     id: bytes

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback.errors import FormatDamage, UnsupportedVersion
 from packnback.format import cbor, record
@@ -41,8 +41,7 @@ _CERTIFICATE_NAME_AT = 108
 FILE_LIMIT = 32 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     """The signed part of a snapshot."""
 
     flags: int
@@ -63,8 +62,7 @@ class Header:
         return bool(self.flags & PARTIAL)
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(Struct, frozen=True):
     """What the repository adds: its own time, and a counter over all its snapshots."""
 
     time_ns: int
@@ -73,8 +71,7 @@ class Receipt:
     self_stamped: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotFile:
+class SnapshotFile(Struct, frozen=True):
     """A snapshot file in its parts. Raw bytes are kept wherever something is signed or hashed."""
 
     header: Header
@@ -204,8 +201,7 @@ def _certificate_at(data: bytes, at: int) -> bytes:
     return data[at:end]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class KeptHeader:
+class KeptHeader(Struct, frozen=True, order=True):
     """What is kept of a released snapshot, so that its client's chain stays unbroken. All raw bytes."""
 
     header: bytes

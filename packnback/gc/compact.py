@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from packnback.errors import DamageBlocks, DiskFull, Locked, StorageFailed
 from packnback.format import rows
@@ -53,8 +54,7 @@ DEFAULT_GRACE_NS = 7 * 86_400 * 10**9
 DEFAULT_MAX_WASTE = 0.10
 
 
-@dataclass(frozen=True, slots=True)
-class CompactOptions:
+class CompactOptions(Struct, frozen=True):
     """How to compact. `force` overrides the clock guard and the refusal because of missing objects."""
 
     grace_ns: int = DEFAULT_GRACE_NS
@@ -64,8 +64,7 @@ class CompactOptions:
     wait_s: float = 0.0
 
 
-@dataclass(slots=True)
-class Compacted:
+class Compacted(Struct):
     """What a compaction did, or with `dry_run` would do. Bytes are those of packs."""
 
     released: list[str] = field(default_factory=list)

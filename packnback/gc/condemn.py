@@ -41,7 +41,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from packnback.errors import BlobMissing, DamageBlocks, DiskFull, SnapshotUnknown
 from packnback.format import condemned as condemned_format
@@ -73,7 +74,8 @@ def compact_in_two_steps(repository: LocalRepository, options: CompactOptions) -
         repository.reconcile()
         repository.learn(lease)
         now_ns = check_clock(repository, options.force)
-        ages = _Ages(repository, lease, now_ns, by_server_alone=options.force)
+        server_ns = lease.clock_ns() if lease is not None else now_ns
+        ages = _Ages(repository, now_ns, server_ns, by_server_alone=options.force)
         due, held_up_by = _due(repository, ages, lease, options)
         expired = _refuse_or_expired(repository, options, now_ns)
         if options.dry_run:
@@ -90,18 +92,13 @@ def compact_in_two_steps(repository: LocalRepository, options: CompactOptions) -
 # --- what is due ------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Ages:
+class _Ages(Struct):
     """How old lists are, by two clocks, each against itself."""
 
     repository: LocalRepository
-    lease: Lease | None
     now_ns: int
+    server_ns: int
     by_server_alone: bool
-    server_ns: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.server_ns = self.lease.clock_ns() if self.lease is not None else self.now_ns
 
     def older(self, names: Iterable[str], age_ns: int) -> list[str]:
         """Those of the lists that are at least this old."""
@@ -175,8 +172,7 @@ def _released(repository: LocalRepository, expired: Sequence[SnapshotInfo]) -> l
 # --- the two steps ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Todo:
+class _Todo(Struct, frozen=True):
     """What a run has before it. Names of packs."""
 
     plan: Plan

@@ -7,8 +7,9 @@ Here it is done to a directory; `packnback.remote.client` asks the far side to d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from packnback.format import rows
 from packnback.gc.compact import Compacted, CompactOptions, compact
@@ -21,8 +22,7 @@ from packnback.store.repository import LocalRepository
 from packnback.store.scrub import scrub
 
 
-@dataclass(frozen=True, slots=True)
-class CheckOptions:
+class CheckOptions(Struct, frozen=True):
     """What to check. `bad_ids` (with `repair`) are objects that a reader with a key has found wanting."""
 
     read_data: bool = False
@@ -32,8 +32,7 @@ class CheckOptions:
     wait_s: float = 600.0
 
 
-@dataclass(slots=True)
-class Checked:
+class Checked(Struct):
     """What a check found; with a repair, what that did and what is wrong still."""
 
     report: CheckReport
@@ -44,8 +43,7 @@ class Checked:
     """Damage that stands now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
+class Released(Struct, frozen=True):
     """A snapshot that is gone, by retention or by somebody's wish."""
 
     client_id: bytes

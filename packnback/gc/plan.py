@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.ids import MIB
 from packnback.store.packer import PACK_TARGET
@@ -24,8 +25,7 @@ SMALL_COUNT = 16
 """… when there are so many of one class."""
 
 
-@dataclass(frozen=True, slots=True)
-class PackUse:
+class PackUse(Struct, frozen=True):
     """A pack as the plan sees it; bytes. `record_bytes` are those of its objects, `live_bytes` of the live ones."""
 
     name: bytes
@@ -40,8 +40,7 @@ class PackUse:
         return self.record_bytes - self.live_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What a compaction is going to do. Names ascending."""
 
     drop: tuple[bytes, ...]

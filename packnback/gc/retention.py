@@ -10,8 +10,10 @@ included, so that a flood cannot push old buckets out either.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+
+from msgspec import Struct, field
+from msgspec.structs import astuple
 
 from packnback.errors import ClockRefused
 
@@ -22,8 +24,7 @@ FORWARDS_NS = 60 * 86_400 * 10**9
 _DAY_NS = 86_400 * 10**9
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """What to keep. None and 0 mean: this rule keeps nothing."""
 
     within_ns: int | None = None
@@ -37,11 +38,10 @@ class Policy:
     @property
     def empty(self) -> bool:
         """Whether no rule keeps anything."""
-        return not any(getattr(self, f.name) for f in fields(self))
+        return not any(astuple(self))
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """A live, complete snapshot as retention sees it."""
 
     name: str
@@ -50,8 +50,7 @@ class Candidate:
     counter: int
 
 
-@dataclass(slots=True)
-class Verdict:
+class Verdict(Struct):
     """Whether a snapshot stays, and why."""
 
     keep: bool = False

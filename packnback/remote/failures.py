@@ -6,7 +6,6 @@ can arise at the other end, and only with facts of the right types; everything e
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from packnback import errors
@@ -87,7 +86,7 @@ def understand(name: str, facts: dict[str, Any], host: str) -> PacknbackError:
     cls = _BY_NAME.get(name)
     if cls is None:
         return ProtocolViolation("error", f"unknown class {name[:100]!r}")
-    declared = {field.name: str(field.type) for field in fields(cls)}  # type: ignore[arg-type]
+    declared = cls.DECLARED
     for key, value in facts.items():
         if key not in declared or not _fits(value, declared[key]):
             return ProtocolViolation("error", f"{name} with a wrong {key[:100]!r}")

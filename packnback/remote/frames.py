@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from msgspec import Struct
 
 from packnback.ids import BODY_LIMIT, ID_LEN, KIB, MIB, REFS_LIMIT
 
@@ -43,141 +44,120 @@ class Side(Enum):
         return Side.SERVER if self is Side.CLIENT else Side.CLIENT
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(Struct, frozen=True):
     """Base of all frames; an event of the protocol."""
 
 
 # --- from the client ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Hello(Frame):
+class Hello(Frame, frozen=True):
     """The first frame of a client."""
 
     program: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ping(Frame):
+class Ping(Frame, frozen=True):
     """Keeps a connection from being given up as idle. Not answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenSession(Frame):
+class OpenSession(Frame, frozen=True):
     """Open a session for the client that the certificate names; wait so long for the lock."""
 
     certificate: bytes
     wait_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Has(Frame):
+class Has(Frame, frozen=True):
     """Which of these objects (ids, concatenated) are there, complete?"""
 
     ids: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Put(Frame):
+class Put(Frame, frozen=True):
     """One whole record. Not answered: what is wrong with it is told in the answer to the next request."""
 
     record: Buffer
 
 
-@dataclass(frozen=True, slots=True)
-class Flush(Frame):
+class Flush(Frame, frozen=True):
     """Make everything put so far durable."""
 
 
-@dataclass(frozen=True, slots=True)
-class GetHead(Frame):
+class GetHead(Frame, frozen=True):
     """The client's newest snapshot?"""
 
 
-@dataclass(frozen=True, slots=True)
-class Commit(Frame):
+class Commit(Frame, frozen=True):
     """A snapshot file without receipt: flush, then publish it."""
 
     snapshot: Buffer
 
 
-@dataclass(frozen=True, slots=True)
-class CloseSession(Frame):
+class CloseSession(Frame, frozen=True):
     """End the session; what was put and not flushed is forgotten."""
 
 
-@dataclass(frozen=True, slots=True)
-class BeginReading(Frame):
+class BeginReading(Frame, frozen=True):
     """Hold the repository's lock shared until `EndReading`."""
 
     wait_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class EndReading(Frame):
+class EndReading(Frame, frozen=True):
     """Let go of the lock."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListSnapshots(Frame):
+class ListSnapshots(Frame, frozen=True):
     """Every snapshot, as far as the repository knows it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadSnapshot(Frame):
+class ReadSnapshot(Frame, frozen=True):
     """One snapshot file, by its name."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Get(Frame):
+class Get(Frame, frozen=True):
     """Stream these objects (ids, concatenated) under a number that is not in use. Ends with `StreamEnd`."""
 
     stream: int
     ids: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class More(Frame):
+class More(Frame, frozen=True):
     """So many bytes of a stream have been consumed: so many more may be sent."""
 
     stream: int
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel(Frame):
+class Cancel(Frame, frozen=True):
     """The rest of a stream is not wanted."""
 
     stream: int
 
 
-@dataclass(frozen=True, slots=True)
-class AskTime(Frame):
+class AskTime(Frame, frozen=True):
     """The repository's clock, if it can be believed (or with `force`)."""
 
     force: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Forget(Frame):
+class Forget(Frame, frozen=True):
     """Forget snapshots, by name."""
 
     names: list[str]
     force: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Recover(Frame):
+class Recover(Frame, frozen=True):
     """Take `Forget` back."""
 
     names: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Compact(Frame):
+class Compact(Frame, frozen=True):
     """Compact: grace in ns, waste in millionths."""
 
     grace_ns: int
@@ -187,8 +167,7 @@ class Compact(Frame):
     wait_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Check(Frame):
+class Check(Frame, frozen=True):
     """Check: sample in millionths of all packs; `repair` needs the verb ``compact`` too."""
 
     read_data: bool
@@ -198,28 +177,24 @@ class Check(Frame):
     wait_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class AskStats(Frame):
+class AskStats(Frame, frozen=True):
     """Sizes; with `alone` also what each snapshot alone holds."""
 
     alone: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AskGaps(Frame):
+class AskGaps(Frame, frozen=True):
     """Where history has holes?"""
 
 
-@dataclass(frozen=True, slots=True)
-class AskReleased(Frame):
+class AskReleased(Frame, frozen=True):
     """Which snapshots were released?"""
 
 
 # --- from the server ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome(Frame):
+class Welcome(Frame, frozen=True):
     """The first frame of a server: its version, the repository's config file, the verbs that it allows."""
 
     program: str
@@ -227,51 +202,44 @@ class Welcome(Frame):
     verbs: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure(Frame):
+class Failure(Frame, frozen=True):
     """The answer to a request that failed: an error's class, and its facts."""
 
     name: str
     facts: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Farewell(Frame):
+class Farewell(Frame, frozen=True):
     """An error that ends the connection."""
 
     name: str
     facts: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Done(Frame):
+class Done(Frame, frozen=True):
     """It is done."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened(Frame):
+class Opened(Frame, frozen=True):
     """The session is open. Bytes that the client's records take, and its quota, if there is one."""
 
     used: int
     quota: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Present(Frame):
+class Present(Frame, frozen=True):
     """A bit for each id of `Has`, lowest bit first."""
 
     bits: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Flushed(Frame):
+class Flushed(Frame, frozen=True):
     """Everything is durable. Bytes that this session has published."""
 
     published: int
 
 
-@dataclass(frozen=True, slots=True)
-class HeadIs(Frame):
+class HeadIs(Frame, frozen=True):
     """The client's head: time of receipt, and the signed header with its certificate; all empty without one."""
 
     received_ns: int
@@ -280,8 +248,7 @@ class HeadIs(Frame):
     certificate: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CommittedAs(Frame):
+class CommittedAs(Frame, frozen=True):
     """The snapshot is published. No counter: put clients are not told how much others store."""
 
     name: str
@@ -290,23 +257,20 @@ class CommittedAs(Frame):
     published: int
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshots(Frame):
+class Snapshots(Frame, frozen=True):
     """Some snapshots (`packnback.remote.values`), and whether more are to come."""
 
     rows: list[Any]
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotFile(Frame):
+class SnapshotFile(Frame, frozen=True):
     """A snapshot file, with its receipt."""
 
     data: Buffer
 
 
-@dataclass(frozen=True, slots=True)
-class Object(Frame):
+class Object(Frame, frozen=True):
     """An object of a stream. An empty envelope means: that of the stream's object before."""
 
     stream: int
@@ -315,8 +279,7 @@ class Object(Frame):
     record: bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble(Frame):
+class Trouble(Frame, frozen=True):
     """An object of a stream that cannot be had."""
 
     stream: int
@@ -332,36 +295,31 @@ def cost(frame: Object | Trouble) -> int:
     return OBJECT_COST + len(frame.envelope) + len(frame.record)
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEnd(Frame):
+class StreamEnd(Frame, frozen=True):
     """Nothing more comes of a stream."""
 
     stream: int
 
 
-@dataclass(frozen=True, slots=True)
-class Time(Frame):
+class Time(Frame, frozen=True):
     """The repository's clock."""
 
     now_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Names(Frame):
+class Names(Frame, frozen=True):
     """What was done, by name."""
 
     names: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer(Frame):
+class Answer(Frame, frozen=True):
     """A value of `packnback.remote.values`."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Progress(Frame):
+class Progress(Frame, frozen=True):
     """How a long request is getting on: ``begin`` (phase, total, unit), ``advance`` (amount) or ``note``."""
 
     kind: str

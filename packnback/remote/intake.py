@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.errors import DiskFull, NotAllowed, PacknbackError, QuotaExceeded, SnapshotDamage
 from packnback.format import rows, snapshot
@@ -33,8 +34,7 @@ _RECOUNT_EVERY = 256 * MIB
 """Bytes published after which a quota is counted anew, as other sessions of the client count too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Struct, frozen=True):
     """What a server was told about the client that it is for."""
 
     client: str | None = None

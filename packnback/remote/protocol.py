@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from dataclasses import dataclass
 
 from packnback.errors import ProtocolViolation, RemoteVersion
 from packnback.remote.frames import Buffer, Failure, Farewell, Frame, Hello, Side, Snapshots, Welcome
@@ -28,8 +27,7 @@ _SHOWN = 300
 """Bytes of something else than a greeting that are told: a shell's complaint, a message of the day."""
 
 
-@dataclass(frozen=True, slots=True)
-class Closed(Frame):
+class Closed(Frame, frozen=True):
     """The other end has ended the connection; `cut` when it did so in the middle of a frame."""
 
     cut: bool

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 import packnback
 from packnback.errors import (
@@ -44,8 +45,7 @@ WAIT_MAX_S = 3600.0
 _ROWS_AT_ONCE = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
+class Role(Struct, frozen=True):
     """What a connection may do. By default, nothing."""
 
     verbs: frozenset[str] = frozenset()
@@ -56,8 +56,7 @@ class Role:
         return self.verbs.issuperset(verbs)
 
 
-@dataclass(slots=True)
-class _Stream:
+class _Stream(Struct):
     objects: Iterator[Fetched]
     hold: ExitStack
     credit: int = WINDOW

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from packnback.errors import FormatDamage, ProtocolViolation
 from packnback.format import cbor
@@ -94,7 +96,7 @@ class CborBody:
 
     def encode(self, frame: Frame) -> list[Buffer]:
         """The body in pieces."""
-        return [cbor.encode([getattr(frame, field.name) for field in fields(frame)])]
+        return [cbor.encode(astuple(frame))]
 
     def decode(self, cls: type[Frame], body: bytes) -> Frame:
         """The frame; raises ProtocolViolation."""
@@ -104,9 +106,9 @@ class CborBody:
             raise ProtocolViolation(cls.__name__, damage.why) from None
         if type(values) is not list or len(values) != len(self.checks):
             raise ProtocolViolation(cls.__name__, "not the fields of this frame")
-        for field, value, check in zip(fields(cls), values, self.checks, strict=True):
+        for field, value, check in zip(cls.__struct_fields__, values, self.checks, strict=True):
             if not check(value):
-                raise ProtocolViolation(cls.__name__, field.name)
+                raise ProtocolViolation(cls.__name__, field)
         return cls(*values)
 
 
@@ -115,11 +117,11 @@ class RawBody:
 
     def encode(self, frame: Frame) -> list[Buffer]:
         """The body in pieces."""
-        return [getattr(frame, fields(frame)[0].name)]
+        return [getattr(frame, frame.__struct_fields__[0])]
 
     def decode(self, cls: type[Frame], body: bytes) -> Frame:
         """The frame."""
-        return cls(body)  # type: ignore[call-arg]
+        return cls(body)
 
 
 class ObjectBody:
@@ -144,8 +146,7 @@ class ObjectBody:
 Body = CborBody | RawBody | ObjectBody
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Struct, frozen=True):
     """What the table says of a frame. `limit` is that of the body, in bytes."""
 
     code: int

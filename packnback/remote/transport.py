@@ -17,7 +17,8 @@ import shlex
 import subprocess
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.errors import RemoteFailed, UsageError
 from packnback.events import Progress
@@ -34,8 +35,7 @@ _NOT_FOUND = 127
 _SSH_FAILED = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """A repository on another machine; `url` is how the user wrote it."""
 
     url: str

@@ -1,4 +1,4 @@
-"""Values that cross the wire inside of frames: dataclasses as lists of their fields, checked field by field.
+"""Values that cross the wire inside of frames: structs as lists of their fields, checked field by field.
 
 What arrives is believed in its shape and in nothing else. Limits on the whole are those of the frame.
 """
@@ -6,8 +6,10 @@ What arrives is believed in its shape and in nothing else. Limits on the whole a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
+
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from packnback.errors import ProtocolViolation
 from packnback.format.snapshot import Receipt, snapshot_name
@@ -19,15 +21,15 @@ from packnback.store.damage import Finding
 from packnback.store.interface import SnapshotInfo
 from packnback.store.repair import Repaired
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Struct)
 _CLIENT_LIMIT = 255
 """Characters of a client's name: no certificate has a longer one."""
 
 
 def encode(value: Any) -> Any:
     """A value as CBOR can hold it."""
-    if is_dataclass(value):
-        return [encode(getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, Struct):
+        return [encode(item) for item in astuple(value)]
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     return value
@@ -35,10 +37,10 @@ def encode(value: Any) -> Any:
 
 def decode(cls: type[T], value: object) -> T:
     """The `cls` that was encoded. Raises ProtocolViolation."""
-    declared = fields(cls)  # type: ignore[arg-type]
+    declared = cls.__annotations__
     if type(value) is not list or len(value) != len(declared):
         raise ProtocolViolation(cls.__name__, "not its fields")
-    made = cls(*(_READERS[str(field.type)](item) for field, item in zip(declared, value, strict=True)))
+    made = cls(*(_READERS[kind](item) for kind, item in zip(declared.values(), value, strict=True)))
     if isinstance(made, SnapshotInfo):
         _check_info(made)
     return made

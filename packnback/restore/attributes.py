@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.format.entry import DIRECTORY, SYMLINK, Entry
 
@@ -23,8 +24,7 @@ _NOBODY = (1 << 32) - 1
 """The id that no file can have: to chown(2) it means to leave things as they are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ownership:
+class Ownership(Struct, frozen=True):
     """Whether owners are restored, and what this process may do about them."""
 
     wanted: bool

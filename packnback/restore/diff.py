@@ -8,7 +8,8 @@ Otherwise the one that comes first is opened into its parts until entries can be
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.format.entry import FILE, Entry
@@ -17,8 +18,7 @@ from packnback.restore.listing import PROBLEMS, Hole, Key, Listing, Node, decode
 from packnback.restore.look import join
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """One path that differs. `before` is None for what was added, `after` for what was removed."""
 
     path: bytes
@@ -70,8 +70,7 @@ def diff(before: Listing, after: Listing) -> Iterator[Change | Hole]:
                 yield change
 
 
-@dataclass(frozen=True, slots=True)
-class _Name:
+class _Name(Struct, frozen=True):
     """An entry at its place in the merge."""
 
     directory: bytes

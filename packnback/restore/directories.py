@@ -7,7 +7,7 @@ writing them needs permissions and changes times.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from packnback import errors
 from packnback.format.entry import Entry
@@ -18,8 +18,7 @@ from packnback.restore.report import RestoreResult
 from packnback.restore.target import Target
 
 
-@dataclass(slots=True)
-class Frame:
+class Frame(Struct):
     """A directory that the listing is in."""
 
     path: bytes

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections import OrderedDict
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.format.entry import NAME_LIMIT, Entry
@@ -39,8 +39,7 @@ _NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLIN
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
-@dataclass(slots=True, eq=False)
-class FileTask:
+class FileTask(Struct, eq=False):
     """One file on its way to the disk."""
 
     folder: bytes
@@ -215,7 +214,7 @@ class FileWriter:
                 raise errors.Refused("the file was exchanged while it was written")
         else:
             # Known before it is there: whoever is interrupted in between removes it.
-            task.temporary = TEMPORARY + secrets.token_hex(8).encode()
+            task.temporary = TEMPORARY + os.urandom(8).hex().encode()
             self._unfinished[task] = None
             task.fd = os.open(task.temporary, _CREATE, 0o600, dir_fd=folder.fd)
             os.ftruncate(task.fd, task.entry.size)

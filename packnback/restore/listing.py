@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.format.entry import DIRECTORY, FILE, Entry, decode_block
@@ -34,8 +35,7 @@ PROBLEMS = (errors.Damage, errors.EnvelopeRejected)
 """What makes a hole instead of ending everything."""
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True):
     """A page or table somewhere in a listing, with the range of groups that its parent assigns to it."""
 
     id: bytes
@@ -47,8 +47,7 @@ class Node:
     totals: Totals | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hole:
+class Hole(Struct, frozen=True):
     """Groups from `first` up to, not including, `end` that cannot be told, because of `problem`."""
 
     first: Key

@@ -9,10 +9,10 @@ of files; an object is fetched again only when its pieces lie in different windo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from blake3 import blake3
+from msgspec import Struct, field
 
 from packnback import errors
 from packnback.crypto.keys import Reader
@@ -29,8 +29,7 @@ Piece = tuple[F, int, int, int, bytes]
 """(file, offset in the file, offset in the object, length, check), the check only where it is the whole file."""
 
 
-@dataclass(slots=True)
-class Plan(Generic[F]):
+class Plan(Struct, Generic[F]):
     """Pieces by the object that they come from."""
 
     pieces: dict[bytes, list[Piece[F]]] = field(default_factory=dict)
@@ -58,8 +57,7 @@ Content = tuple[F, int, int, memoryview | errors.PacknbackError, bool]
 """(file, offset in the file, length, the bytes or why there are none, whether a check that was given holds)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery(Generic[F]):
+class Delivery(Struct, Generic[F], frozen=True):
     """What a plan wanted of one object."""
 
     id: bytes

@@ -6,7 +6,8 @@ import fnmatch
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.format.entry import DIRECTORY, FILE, Entry, Extent
@@ -20,8 +21,7 @@ CAT_WINDOW = 16 * MIB
 _ZEROS = bytes(1 * MIB)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """An entry and its path, without a slash in front."""
 
     path: bytes

@@ -18,8 +18,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.crypto.envelope import OpenedEnvelope, open_envelope
@@ -40,8 +41,7 @@ CACHE_LIMIT = 24 * MIB
 """Plaintext of listing objects kept for the next question."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Struct, frozen=True):
     """An object whose plaintext matches its id, or the `problem` that kept it from being opened."""
 
     id: bytes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+from msgspec import Struct, field
 
 
 class Trouble(StrEnum):
@@ -23,8 +24,7 @@ class Trouble(StrEnum):
     """Nothing is wrong; somebody may want to know."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One path, without a slash in front, that is not as it was backed up."""
 
     path: bytes
@@ -32,8 +32,7 @@ class Problem:
     kind: Trouble
 
 
-@dataclass(slots=True)
-class RestoreResult:
+class RestoreResult(Struct):
     """What a restore did (or, in a dry run, would have done)."""
 
     files: int = 0

@@ -14,9 +14,9 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback import errors
 from packnback.events import Watch
@@ -72,8 +72,7 @@ def restore(
             raise errors.DiskFull(os.path.join(os.fsdecode(to), full.path)) from full
 
 
-@dataclass(frozen=True, slots=True)
-class _Selected:
+class _Selected(Struct, frozen=True):
     path: bytes
     lineage: list[tuple[bytes, Entry]]
     problem: errors.PacknbackError | None = None

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.crypto.certificate import Certificate, parse_certificate
@@ -29,8 +30,7 @@ PREFIX_MIN = 4
 _HEX = re.compile(rf"[0-9a-f]{{{PREFIX_MIN},64}}")
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """A snapshot that was verified and opened."""
 
     info: SnapshotInfo
@@ -130,8 +130,7 @@ def _demand(info: SnapshotInfo, condition: bool, why: str) -> None:
         raise errors.SnapshotDamage(info.id.hex(), why)
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(Struct, frozen=True):
     """Snapshots of a client that should be there and are not, or a link that does not hold.
 
     Missing are the sequence numbers `first` to `last`. When `first` > `last` none is missing, but the snapshot

@@ -6,7 +6,6 @@ Made under the final name if that must be new, else under a temporary name that 
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,4 +82,4 @@ def _make(above: int, name: bytes, entry: Entry) -> None:
 
 
 def _temporary() -> bytes:
-    return TEMPORARY + secrets.token_hex(8).encode()
+    return TEMPORARY + os.urandom(8).hex().encode()

@@ -14,8 +14,9 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from dataclasses import dataclass
 from types import TracebackType
+
+from msgspec import Struct
 
 from packnback import errors
 
@@ -25,8 +26,7 @@ SYMLINK_IN_THE_WAY = "symlink in the way"
 NOT_A_DIRECTORY = "not a directory"
 
 
-@dataclass(slots=True)
-class Folder:
+class Folder(Struct):
     """An open directory below the target."""
 
     fd: int

@@ -12,7 +12,8 @@ several objects, and the shape of the whole tree (`walk`), are checked when they
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from packnback import errors
 from packnback.events import Watch
@@ -29,8 +30,7 @@ from packnback.restore.walk import walk
 from packnback.store.interface import SnapshotInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Affected:
+class Affected(Struct, frozen=True):
     """A path that cannot be restored as it was: the snapshot's id, the path, and what is wrong."""
 
     snapshot: bytes
@@ -38,8 +38,7 @@ class Affected:
     reason: str
 
 
-@dataclass(slots=True)
-class VerifyResult:
+class VerifyResult(Struct):
     """What was read, and what is wrong with it."""
 
     snapshots: int = 0

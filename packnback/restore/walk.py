@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from packnback import errors
 from packnback.format.entry import DIRECTORY, Entry
@@ -20,8 +21,7 @@ from packnback.format.listing import Group, path_key
 from packnback.restore.listing import Hole, decode_group
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """The entries of a directory, or of one part of a huge one."""
 
     path: bytes
@@ -33,8 +33,7 @@ class Part:
     """Nothing is known of the directory itself: its parent's entry for it was lost."""
 
 
-@dataclass(slots=True)
-class _Frame:
+class _Frame(Struct):
     path: bytes
     next_part: int
     last_name: bytes = b""

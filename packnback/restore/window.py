@@ -9,7 +9,7 @@ of the interpreter: a second thread that wants it as often costs more in hand-ov
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from packnback import errors
 from packnback.events import Progress
@@ -27,8 +27,7 @@ WINDOW_LIMIT = 1 << 15
 """Files, links or finished directories in one window."""
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """A further name of a file that is restored in this window, or was in an earlier one."""
 
     folder: bytes
@@ -37,8 +36,7 @@ class Link:
     primary: bytes
 
 
-@dataclass(slots=True)
-class Window:
+class Window(Struct):
     """What is due together."""
 
     plan: Plan[FileTask] = field(default_factory=Plan)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback.errors import (
     BlobMissing,
@@ -50,8 +50,7 @@ _READ_AHEAD = 32
 """So many tails, of 64 KiB each, are on their way at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoundPack:
+class FoundPack(Struct, frozen=True):
     """A pack's file as found: `footer` is None when it cannot be parsed, `problem` tells why."""
 
     name: bytes

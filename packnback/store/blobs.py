@@ -29,7 +29,7 @@ to sync it raises `Poisoned`.
 from __future__ import annotations
 
 import errno
-import secrets
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,7 +94,7 @@ class BlobStore(Protocol):
 class FileBlobStore:
     """Blobs as files. See `BlobStore`."""
 
-    def __init__(self, fs: FileSystem, *, tmp_name: Callable[[], str] = lambda: secrets.token_hex(16)) -> None:
+    def __init__(self, fs: FileSystem, *, tmp_name: Callable[[], str] = lambda: os.urandom(16).hex()) -> None:
         self._fs = fs
         self._tmp_name = tmp_name
         self._mutex = threading.Lock()

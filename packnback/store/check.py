@@ -10,9 +10,10 @@ every record and its checksum is `packnback.store.scrub`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
 from operator import itemgetter
+
+from msgspec import Struct, field
 
 from packnback.errors import IndexDamage
 from packnback.format import rows
@@ -36,8 +37,7 @@ _OTHER_NAMES = "the names of files"
 _ATTEMPTS = 100
 
 
-@dataclass(slots=True)
-class CheckReport:
+class CheckReport(Struct):
     """What was found. `damage` is lost or unreadable truth; `repaired` is what was wrong with the index."""
 
     packs: int = 0
@@ -219,8 +219,7 @@ def stranger_findings(truth: Truth) -> list[Finding]:
     return findings
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(Struct, frozen=True):
     """Sizes, in bytes. Live are the records that some snapshot needs, with the packs' framing left out."""
 
     packs: int

@@ -6,7 +6,8 @@ Only identifiers come out of here; which paths they mean can only be told by `ve
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.format import rows
 from packnback.format.record import split_refs
@@ -15,8 +16,7 @@ from packnback.store.interface import SnapshotInfo
 from packnback.store.refcount import is_complete, lookup
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One piece of damage: its kind, the file or object, and the names of the snapshots that it touches."""
 
     kind: str

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.errors import (
     BlobMissing,
@@ -41,8 +42,7 @@ _ENVELOPES_KEPT = 256
 _FOOTERS_KEPT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(Struct, frozen=True):
     """One place where an object stands: pack name, offset and length of the record in bytes."""
 
     pack: bytes

@@ -17,8 +17,9 @@ import errno
 import os
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from packnback import errors
 from packnback.ids import KIB, MIB
@@ -46,8 +47,7 @@ class Identity(NamedTuple):
     lock: tuple[int, int] | None
 
 
-@dataclass(frozen=True, slots=True)
-class DataFile:
+class DataFile(Struct, frozen=True):
     """What the newer meta page of a data file says of it. Sizes in bytes."""
 
     size: int

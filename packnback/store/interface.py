@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from packnback.errors import PacknbackError
 from packnback.format.config import Config
 from packnback.format.snapshot import Receipt
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
+class SnapshotInfo(Struct, frozen=True):
     """What a repository itself knows of a snapshot, without any key."""
 
     name: str
@@ -44,8 +44,7 @@ class SnapshotInfo:
     """Bytes of the snapshot file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """The newest snapshot of a client, live or released: where its chain goes on."""
 
     sequence: int
@@ -54,8 +53,7 @@ class Head:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(Struct, frozen=True):
     """The answer to a commit. Put clients are told the time, never the repository-wide counter."""
 
     name: str
@@ -63,8 +61,7 @@ class Committed:
     received_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """One object on its way to a reader: its whole record and its envelope, or why it cannot be had."""
 
     id: bytes

@@ -23,7 +23,8 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from packnback.errors import BlobMissing, DiskFull, FormatDamage, PacknbackError, UnsupportedVersion
 from packnback.format import cbor
@@ -40,8 +41,7 @@ _NAME = re.compile(r"([0-9a-f]{32})\.([0-9a-f]{16})")
 _VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """Somebody else's lease, as found."""
 
     holder: str

@@ -7,9 +7,9 @@ pack is a list of buffers that the blob store writes in one go.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from blake3 import blake3
+from msgspec import Struct
 
 from packnback.errors import FormatDamage
 from packnback.format.pack import (
@@ -30,8 +30,7 @@ RECORDS_LIMIT = 16_384
 """… or to this many records, which bounds its footer."""
 
 
-@dataclass(frozen=True, slots=True)
-class EnvelopeFacts:
+class EnvelopeFacts(Struct, frozen=True):
     """What an envelope says about itself in clear, as the packer needs it."""
 
     record: bytes
@@ -43,8 +42,7 @@ class EnvelopeFacts:
     object_class: int
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltPack:
+class BuiltPack(Struct, frozen=True):
     """A finished pack, ready to be published."""
 
     name: bytes

@@ -20,9 +20,9 @@ part of the directories, which is as good a starting point as any other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 from blake3 import blake3
+from msgspec import Struct, field
 
 from packnback.errors import BlobMissing, IndexDamage
 from packnback.events import Watch
@@ -51,8 +51,7 @@ _DIRECTORIES = {
 }
 
 
-@dataclass(slots=True)
-class Names:
+class Names(Struct):
     """The names that make up the truth, as the index knows them or as the directories hold them."""
 
     packs: set[bytes] = field(default_factory=set)
@@ -67,8 +66,7 @@ class Names:
         return bool(self.packs) or any(self.others.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Reconciled:
+class Reconciled(Struct, frozen=True):
     """What changed in the index."""
 
     adopted_packs: int = 0
@@ -76,8 +74,7 @@ class Reconciled:
     removed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Truth:
+class Truth(Struct, frozen=True):
     """What is needed to judge files without keys: where they are, and who their owner is."""
 
     blobs: BlobStore
@@ -255,8 +252,7 @@ def _clear(txn: WriteTxn) -> None:
 # --- everything else ------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Others:
+class _Others(Struct):
     snapshots: dict[str, SnapshotRow] = field(default_factory=dict)
     markers: dict[str, int] = field(default_factory=dict)
     batches: dict[str, tuple[int, list[KeptHeader]]] = field(default_factory=dict)

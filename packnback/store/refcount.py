@@ -16,8 +16,9 @@ Everything here happens inside one write transaction of the index. The caller ca
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice, repeat
+
+from msgspec.structs import replace
 
 from packnback.format import rows
 from packnback.format.condemned import CondemnedList

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 
-from packnback.crypto.envelope import parse_envelope
+from msgspec import Struct, field
+
+from packnback.crypto.envelope_layout import parse_envelope
 from packnback.errors import (
     BlobMissing,
     EnvelopeRejected,
@@ -42,8 +43,7 @@ from packnback.store.repository import LocalRepository
 from packnback.store.scrub import read_what_can_be_read, scrub_pack
 
 
-@dataclass(slots=True)
-class Repaired:
+class Repaired(Struct):
     """What a repair did."""
 
     packs: list[str] = field(default_factory=list)

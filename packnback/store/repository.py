@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from packnback.errors import (
     BlobMissing,
@@ -41,8 +42,7 @@ SESSION_WAIT_S = 600.0
 """How long a session waits for a compaction to end, unless told otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ports:
+class Ports(Struct, frozen=True):
     """What a repository stands on."""
 
     blobs: BlobStore

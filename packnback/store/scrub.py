@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from packnback.errors import (
     BlobMissing,
@@ -47,8 +47,7 @@ _BLOCKS = (64 * KIB, 4 * KIB, 512)
 """What of a file cannot be read is replaced by zeros, in blocks of these sizes, the larger ones first."""
 
 
-@dataclass(slots=True)
-class ScrubbedPack:
+class ScrubbedPack(Struct):
     """One pack that was read: what is wrong with the file as a whole, and with which objects."""
 
     name: bytes
@@ -144,6 +143,8 @@ def _damage(data: memoryview, row: RecordRow | EnvelopeRow, envelope_id: bytes) 
 
 def scrub_packs(truth: Truth, names: Iterable[bytes]) -> Iterator[ScrubbedPack]:
     """Scrub many packs in parallel, in their order; at most a few are in memory at a time."""
+    from concurrent.futures import Future, ThreadPoolExecutor  # here: it loads logging, which nothing else does
+
     pending: list[Future[ScrubbedPack]] = []
     with ThreadPoolExecutor(_THREADS) as threads:
         for name in names:

@@ -23,9 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
+from msgspec import Struct
+
+from packnback.crypto.envelope_layout import parse_envelope
 from packnback.errors import (
     AlreadyExists,
     ClientTimeRefused,
@@ -67,8 +69,7 @@ _COMMIT_ATTEMPTS = 3
 _RESCUED_AT_ONCE = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class ClientIdentity:
+class ClientIdentity(Struct, frozen=True):
     """Who writes: the facts of a verified certificate."""
 
     name: str
@@ -177,9 +178,6 @@ class LocalSession:
                 self._add_object(data, record)
 
     def _add_envelope(self, data: bytes, record: Record) -> None:
-        # Imported here: a repository that is only read needs no cryptography.
-        from packnback.crypto.envelope import parse_envelope
-
         facts = parse_envelope(bytes(record.body))
         mine = self._client
         named = (facts.repository_id, facts.owner_id, facts.client_id, facts.domain_id, facts.epoch)
@@ -378,8 +376,6 @@ class LocalSession:
         named = (client, file.header.client_id, file.header.domain_id, file.header.epoch)
         if named != (mine.name, mine.client_id, mine.domain_id, mine.epoch):
             raise NotAllowed("commit", "another client's snapshot")
-        from packnback.crypto.envelope import parse_envelope
-
         facts = parse_envelope(bytes(record_format.parse(file.envelope_record).body))
         bound = (facts.repository_id, facts.owner_id, facts.client_id, facts.domain_id, facts.epoch)
         if bound != (self._truth.repository_id, mine.owner_id, mine.client_id, mine.domain_id, mine.epoch):
@@ -462,8 +458,6 @@ class LocalSession:
 
 
 def _facts_of(envelope: bytes) -> EnvelopeFacts | None:
-    from packnback.crypto.envelope import parse_envelope
-
     try:
         facts = parse_envelope(envelope)
     except EnvelopeRejected:

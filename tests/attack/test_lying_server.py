@@ -9,10 +9,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from served import Pipes, PipeTransport, Serving, backup, client_of
 from smallclient import OWNER, SmallClient
 from test_remote_hostile import INFO, Liar, lied_to

@@ -10,11 +10,11 @@ import struct
 import threading
 import time
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
+from msgspec.structs import replace
 from served import Lawless, PipeTransport, Serving, backup, client_of, lawless, stored
 from smallclient import OWNER, SmallClient
 
@@ -217,7 +217,7 @@ def test_nobody_probes_his_neighbours(root: Path, web1: SmallClient) -> None:
 
 
 def test_a_put_client_is_told_no_counter_and_no_path(root: Path, web1: SmallClient) -> None:
-    assert not any("counter" in name for name in frames.CommittedAs.__dataclass_fields__)
+    assert not any("counter" in name for name in frames.CommittedAs.__struct_fields__)
     with lawless(root, "put") as client:
         opened(client, web1)
         for request in (frames.Has(bytes(32)), frames.Commit(b"junk"), frames.Commit(b"PNBH")):

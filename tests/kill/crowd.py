@@ -12,9 +12,9 @@ from __future__ import annotations
 import random
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
+from msgspec.structs import replace
 from smallclient import SmallClient
 
 from packnback.format import record

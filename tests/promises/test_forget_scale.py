@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from rehearsed import SMALL_FLOOR
 from smallclient import OWNER, Sealed, SmallClient
 

@@ -7,11 +7,11 @@ import fcntl
 import os
 import random
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from smallclient import OWNER, SmallClient
 
 from packnback.errors import Locked, ObjectMissing

@@ -6,10 +6,10 @@ The machines share a disk and nothing else: each has an index and locks of its o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import recount
 from invariants import check_disk, demand
+from msgspec.structs import replace
 from promised import Promises
 from scenarios import COMPACT, WEB2, Scenario, files, forgotten
 from simindex import SimIndex

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from invariants import Again, Broken, check_restores, check_running, check_wreck, demand
+from msgspec import structs
 from promised import Promises
 from scenarios import MAIL, WEB, WEB2, backed_up, files, index_rolled_back
 from simdisk import SimDisk
@@ -130,7 +131,7 @@ class Visits:
         fs = VisitedFs(world.disk, at, visit, self._busy(world))
         hosting = world.repository(fs=fs)
         if self.has_disk:
-            hosting.ports = replace(hosting.ports, fenced=True)
+            hosting.ports = structs.replace(hosting.ports, fenced=True)
         if self.alive:
             _keep_alive(hosting, world)
         try:

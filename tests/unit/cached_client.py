@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import stat
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from memory_repository import MemoryRepository, SavedTree, TreeReader
+from msgspec.structs import replace
 
 from packnback.backup import cache as cache_module
 from packnback.backup.cache import TABLES, Cache, WriteRows

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import cbor2
 from blake3 import blake3
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from packnback.format import entry, listing, metadata, pack, record, snapshot
 from packnback.format.entry import Entry, Extent

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from packnback.crypto.certificate import parse_certificate
-from packnback.crypto.envelope import OpenedEnvelope, open_envelope, parse_envelope
+from packnback.crypto.envelope import OpenedEnvelope, open_envelope
+from packnback.crypto.envelope_layout import parse_envelope
 from packnback.crypto.keys import Reader
 from packnback.crypto.reader import open_object
 from packnback.errors import ObjectMissing, StaleSequence

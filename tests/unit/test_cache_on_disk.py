@@ -7,12 +7,12 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import pytest
 from cached_client import KEY, OWNER, settle
+from msgspec.structs import replace
 
 from packnback.backup import disguise
 from packnback.backup import save as save_module

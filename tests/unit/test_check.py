@@ -7,10 +7,10 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from smallclient import OWNER, SmallClient
 
 from packnback.crypto.payload import encode_payload

@@ -24,7 +24,8 @@ from packnback import errors
 from packnback.crypto import aead, exchange
 from packnback.crypto.bundle import OwnerBundle, Receiver
 from packnback.crypto.derive import DK, H
-from packnback.crypto.envelope import ENVELOPE_LEN, make_envelope, open_envelope, parse_envelope
+from packnback.crypto.envelope import make_envelope, open_envelope
+from packnback.crypto.envelope_layout import ENVELOPE_LEN, parse_envelope
 from packnback.crypto.keys import PutKey
 from packnback.ids import ObjectClass
 

@@ -6,10 +6,9 @@ what the repository says of the snapshot is what stands in it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from blake3 import blake3
+from msgspec.structs import replace
 from snapshot_builder import OWNER, REPOSITORY_ID, Client
 
 from packnback import errors

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from blake3 import blake3
+from msgspec.structs import replace
 
 from packnback.errors import FormatDamage, UnsupportedVersion
 from packnback.format import cbor, condemned, config, entry, listing, metadata, pack, record, snapshot

@@ -107,7 +107,7 @@ def test_snapshot_file(
     sealed = record.finish(
         record.encode_header(5, 4, 1, len(body), b"m" * 32, record.parse(envelope).envelope_id), header.root, body
     )
-    fields = {f: getattr(header, f) for f in header.__dataclass_fields__}
+    fields = {f: getattr(header, f) for f in header.__struct_fields__}
     fields["metadata_hash"] = snapshot.blake3(sealed).digest()
     fields["certificate_hash"] = snapshot.blake3(certificate).digest()
     header = snapshot.Header(**fields)

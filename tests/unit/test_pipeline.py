@@ -236,7 +236,7 @@ def test_files_through_stream_and_bundler() -> None:
 
 
 def test_envelopes_are_renewed_by_volume_and_stored_before_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sealing.Envelope, "__init__", short_lived_envelope(sealing.Envelope.__init__))
+    monkeypatch.setattr(sealing, "ENVELOPE_BYTES", 1 * MIB)
     session = MemorySession()
     with new(session) as pipeline:
         for plaintext in blobs(11, 100, 100 * KIB):
@@ -245,14 +245,6 @@ def test_envelopes_are_renewed_by_volume_and_stored_before_they_are_needed(monke
     used = {r.envelope_id for r in session.records.values()}
     assert 8 <= len(used) <= 13, "10 MiB at about 1 MiB each"
     assert used == set(session.envelopes)
-
-
-def short_lived_envelope(original):  # type: ignore[no-untyped-def]
-    def init(self, *args, **options):  # type: ignore[no-untyped-def]
-        original(self, *args, **options)
-        self.bytes_left = 1 * MIB
-
-    return init
 
 
 def test_envelopes_are_renewed_by_age(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ import random
 import stat
 import struct
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from snapshot_builder import OWNER, Client, directory, other, tree_of
 
 from packnback import errors

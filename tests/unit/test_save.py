@@ -7,13 +7,13 @@ import random
 import socket
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from memory_repository import MemoryRepository, SavedTree, TreeReader
+from msgspec.structs import replace
 
 from packnback.backup import disguise, listing_cuts, store_tree, walk
 from packnback.backup import save as save_module
