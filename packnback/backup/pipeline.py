@@ -5,9 +5,9 @@
     caller ──► hash ──► look up ──► compress, seal ──► shuffle ──► put ──► flush
                workers  session     workers            (data)      session
 
-The caller's thread reads and cuts. Workers hash, and seal what the repository lacks. One thread makes all calls of
-the session, which need not be thread-safe; look-ups go before puts, and puts are small, so that workers do not
-run dry while a pack is being published.
+The caller's thread reads and cuts, and goes first where cores are few: all others live on what it reads. Workers
+hash, and seal what the repository lacks. One thread makes all calls of the session, which need not be thread-safe;
+look-ups go before puts, and puts are small, so that workers do not run dry while a pack is being published.
 
 Order of writes: an envelope before its first record; data in shuffled pack's worths; a listing after everything
 that was handed in before it (`order`). Nothing is durable before `drain` returns.
@@ -35,6 +35,7 @@ from packnback.backup.buffers import Buffer, PlaintextBudget
 from packnback.backup.disguise import LookupBatch, Shuffle
 from packnback.backup.job import Job
 from packnback.backup.order import Order
+from packnback.backup.priority import step_back
 from packnback.backup.sealing import Sealer
 from packnback.backup.ticket import Ticket
 from packnback.crypto.derive import Buffer as Bytes
@@ -43,7 +44,8 @@ from packnback.events import Watch
 from packnback.ids import MIB, Kind, ObjectClass
 from packnback.store.interface import Session
 
-PLAINTEXT_LIMIT = 48 * MIB
+PLAINTEXT_LIMIT = 72 * MIB
+"""Two batches of look-ups and some more: one is sealed while the next one fills."""
 SEALED_LIMIT = 48 * MIB
 META_LIMIT = 24 * MIB
 COMPRESSION = 3
@@ -124,7 +126,7 @@ class Pipeline:
 
         count = workers or min(len(os.sched_getaffinity(0)), WORKERS_MAX)
         self._threads = [
-            threading.Thread(target=self._run, args=(self._next_task,), name="seal") for _ in range(count)
+            threading.Thread(target=self._run, args=(self._next_task, step_back), name="seal") for _ in range(count)
         ]
         self._threads.append(threading.Thread(target=self._run, args=(self._next_call,), name="session"))
 
@@ -282,7 +284,10 @@ class Pipeline:
 
     # --- threads ---------------------------------------------------------------------------------------------
 
-    def _run(self, next_step: Callable[[], Callable[[], None] | None]) -> None:
+    def _run(
+        self, next_step: Callable[[], Callable[[], None] | None], begin: Callable[[], None] = lambda: None
+    ) -> None:
+        begin()
         try:
             while (step := next_step()) is not None:
                 step()
