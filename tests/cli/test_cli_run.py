@@ -86,9 +86,10 @@ def test_whoever_reads_may_go_away(program: Program, tmp_path: Path) -> None:
     assert process.wait(TIMEOUT_S) == 1
 
 
-def test_a_full_disk_behind_stdout_is_told(program: Program) -> None:
+@pytest.mark.parametrize("arguments", [["list", "--json"], ["--version"]], ids=lambda given: given[0])
+def test_a_full_disk_behind_stdout_is_told(program: Program, arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
-        process = program.start(["list", "--json"], stdout=full)
+        process = program.start(arguments, stdout=full)
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1
     assert b"cannot write the result" in err
@@ -139,6 +140,18 @@ def test_the_version_is_told_without_loading_anything() -> None:
     script += "print(sorted(set(sys.modules) & {'typer', 'click', 'rich', 'json', 'packnback.errors'}))"
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines() == [f"packnback {packnback.__version__}", "[]"]
+
+
+def test_whatever_is_left_behind_is_waited_for_and_written() -> None:
+    script = "import atexit, threading, time; from packnback.cli import main\n"
+    script += "def leave():\n    atexit.register(print, 'the end')\n    print('first')\n    return 3\n"
+    script += "main.main = leave\n"
+    late = "threading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()\n"
+    for before, told in (("", "first\nthe end\n"), (late, "first\nlate\nthe end\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", script + before + "main.start()"], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (3, told, "")
 
 
 def test_list_loads_only_what_it_needs(program: Program) -> None:
