@@ -38,6 +38,7 @@ from packnback.backup.order import Order
 from packnback.backup.priority import step_back
 from packnback.backup.sealing import Sealer
 from packnback.backup.ticket import Ticket
+from packnback.bell import Bell
 from packnback.crypto.derive import Buffer as Bytes
 from packnback.crypto.keys import PutKey
 from packnback.events import Watch
@@ -103,7 +104,8 @@ class Pipeline:
         self._spent_ns = dict.fromkeys(_STAGES, 0)
 
         self._lock = threading.Lock()
-        self._caller = threading.Condition(self._lock)
+        self._caller = Bell()
+        """Not a condition: the caller is the thread that may be interrupted."""
         self._work = threading.Condition(self._lock)
         self._calls = threading.Condition(self._lock)
         self._stopped = False
@@ -186,11 +188,11 @@ class Pipeline:
         ticket = ticket or Ticket(self)
         size = len(plaintext)
         job = Job(Kind.DATA, 0, b"", plaintext, size, lease, ticket)
+        if lease is None:
+            self._wait_until(lambda: self._plaintext.charge(size), _Hurry.ROOM)
         with self._lock:
-            if lease is None:
-                self._wait_until(lambda: self._plaintext.charge(size), _Hurry.ROOM)
-            else:
-                self._check()
+            self._check()
+            if lease is not None:
                 lease.users += 1
             ticket.size = size
             ticket.submitted = True
@@ -205,8 +207,8 @@ class Pipeline:
         began = time.perf_counter_ns()
         object_id = self.sealer.object_id(kind, job.refs, plaintext)
         spent = time.perf_counter_ns() - began
+        self._wait_until(lambda: self._meta_bytes < META_LIMIT, _Hurry.ALL)
         with self._lock:
-            self._wait_until(lambda: self._meta_bytes < META_LIMIT, _Hurry.ALL)
             self._spent_ns["hash"] += spent
             self._meta_bytes += job.size
             self._order.enter(job)
@@ -215,8 +217,7 @@ class Pipeline:
 
     def acquire_buffer(self) -> Buffer:
         """A buffer to read into; waits until the budget for plaintext has room for one."""
-        with self._lock:
-            return self._wait_until(self._plaintext.acquire, _Hurry.ROOM)
+        return self._wait_until(self._plaintext.acquire, _Hurry.ROOM)
 
     def hold_buffer(self, buffer: Buffer) -> None:
         """Keep a buffer that is held already for one more user, who has to give it back too."""
@@ -227,14 +228,13 @@ class Pipeline:
         """Give a buffer back; jobs that lie in it keep it from being lent again."""
         with self._lock:
             self._plaintext.release(buffer)
-            self._caller.notify()
+            self._caller.ring()
 
     def wait_for(self, ticket: Ticket) -> None:
         """Return when `ticket` has its id."""
         if not ticket.submitted:
             raise RuntimeError("waiting for an object that is still being put together")
-        with self._lock:
-            self._wait_until(lambda: ticket.id is not None, _Hurry.NONE)
+        self._wait_until(lambda: ticket.id is not None, _Hurry.NONE)
 
     def ask(self, ids: Sequence[bytes]) -> Question:
         """Ask, without waiting, which of the objects `ids` (ascending) the repository has."""
@@ -247,8 +247,7 @@ class Pipeline:
 
     def answer(self, question: Question) -> list[bool]:
         """For each of the ids, whether the object and everything it needs is there; waits for it."""
-        with self._lock:
-            self._wait_until(lambda: question.answers is not None, _Hurry.NONE)
+        self._wait_until(lambda: question.answers is not None, _Hurry.NONE)
         return question.answers or []
 
     def drain(self) -> None:
@@ -256,25 +255,23 @@ class Pipeline:
         with self._lock:
             self._check()
             self._flush_wanted = True
-            self._wait_until(lambda: not self._flush_wanted, _Hurry.ALL)
+        self._wait_until(lambda: not self._flush_wanted, _Hurry.ALL)
 
     def _wait_until(self, condition: Callable[[], T | None], hurry: _Hurry) -> T:
-        """Wait, with the lock held, for something true from `condition`; `hurry` says what may be sent early."""
-        self._check()
-        if result := condition():
-            return result
-        began = time.perf_counter_ns()
-        try:
-            while True:
+        """Wait for something true from `condition`, asked under the lock; `hurry` says what may be sent early."""
+        began = 0
+        while True:
+            with self._lock:
+                self._check()
+                result = condition()
+                if result:
+                    self._hurry = _Hurry.NONE
+                    self._spent_ns["waiting"] += time.perf_counter_ns() - began if began else 0
+                    return result
                 self._hurry = hurry
                 self._send_early()
-                self._caller.wait()
-                self._check()
-                if result := condition():
-                    return result
-        finally:
-            self._hurry = _Hurry.NONE
-            self._spent_ns["waiting"] += time.perf_counter_ns() - began
+            began = began or time.perf_counter_ns()
+            self._caller.wait()
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -298,8 +295,9 @@ class Pipeline:
 
     def _stop(self) -> None:
         self._stopped = True
-        for condition in (self._caller, self._work, self._calls):
-            condition.notify_all()
+        self._caller.ring()
+        self._work.notify_all()
+        self._calls.notify_all()
 
     def _next_task(self) -> Callable[[], None] | None:
         """What a worker does next. Sealing goes first, as it frees memory."""
@@ -363,7 +361,7 @@ class Pipeline:
         job.id = object_id
         if job.ticket is not None:
             job.ticket.id = object_id
-            self._caller.notify()
+            self._caller.ring()
         if object_id in self._underway:
             self._known(job)
             return
@@ -390,7 +388,7 @@ class Pipeline:
             self._plaintext.refund(job.size)
         if self._hurry is _Hurry.ROOM:
             self._hurry = _Hurry.NONE  # until the caller has looked whether this is room enough
-        self._caller.notify()
+        self._caller.ring()
 
     def _look_up(self, jobs: list[Job]) -> None:
         began = time.perf_counter_ns()
@@ -441,7 +439,7 @@ class Pipeline:
         with self._lock:
             self._spent_ns["look-up"] += time.perf_counter_ns() - began
             question.answers = answers
-            self._caller.notify()
+            self._caller.ring()
 
     def _put(self, jobs: list[Job]) -> None:
         began = time.perf_counter_ns()
@@ -466,7 +464,7 @@ class Pipeline:
                     self._meta_bytes -= job.record_length
                 job.sealed = None
             self._work.notify_all()
-            self._caller.notify()
+            self._caller.ring()
             self._send_early()
 
     def _flush(self) -> None:
@@ -475,4 +473,4 @@ class Pipeline:
         with self._lock:
             self._spent_ns["publish"] += time.perf_counter_ns() - began
             self._flush_wanted = False
-            self._caller.notify()
+            self._caller.ring()

@@ -9,16 +9,19 @@ import sys
 
 from packnback import __version__
 
+INTERRUPTED = 130
+
 
 def start() -> None:
     """The program: `main`, and out. Does not return.
 
     An interpreter takes 20 ms to take itself apart, a sixth of a short command. By now everything is closed and
-    written, and the memory is the system's to take back. Only who left a thread behind waits for it, as ever.
+    written, and the memory is the system's to take back. Only who left a thread behind waits for it, as ever, unless
+    it was interrupted: then it may wait for something that never comes.
     """
     code = main()
     threading = sys.modules.get("threading")
-    if threading is not None and threading.active_count() > 1:
+    if threading is not None and threading.active_count() > 1 and code != INTERRUPTED:
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -46,11 +49,11 @@ def main() -> int:
     except KeyboardInterrupt:
         if "--json" in arguments:
             print('{"error": {"kind": "interrupted", "message": "interrupted"}}')
-        return 130
+        return INTERRUPTED
     try:
         return run(arguments)
     except KeyboardInterrupt:  # after the command ended
-        return 130
+        return INTERRUPTED
 
 
 def collect_seldom() -> None:

@@ -1,24 +1,18 @@
-"""One run of the program: arguments in, exit code out, and no traceback ever.
-
-Signals that ask us to stop become KeyboardInterrupt, so that whoever holds a lock, a temporary file or a thread
-lets go of it on the way out. Nothing is lost then: what is not committed was never promised.
-"""
+"""One run of the program: arguments in, exit code out, and no traceback ever."""
 
 from __future__ import annotations
 
 import os
 import resource
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
 
 import click
 
 from packnback import __version__
 from packnback.cli import words
 from packnback.cli.context import Context
+from packnback.cli.interrupt import Interrupts
 from packnback.cli.options import LazyGroup
 from packnback.cli.output import Output, OutputClosed, OutputFailed, discard_stdout, escaped
 from packnback.errors import PacknbackError
@@ -56,13 +50,15 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command that `arguments` name; the exit code."""
     _leave_no_core()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores hang-ups, and so shall we
-            signal.signal(number, _stop)
     context = Context()
     context.output.json = _wants_json(arguments)
+    interrupts = Interrupts(lambda: tell_interrupted(context))
+    interrupts.listen()
     try:
-        code = _outcome(arguments, context)
+        try:
+            code = _outcome(arguments, context, interrupts)
+        finally:
+            interrupts.ended()
         context.output.flush()
     except OutputClosed:
         discard_stdout()
@@ -78,7 +74,7 @@ def _leave_no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def _outcome(arguments: Sequence[str], context: Context) -> int:
+def _outcome(arguments: Sequence[str], context: Context, interrupts: Interrupts) -> int:
     output = context.output
     try:
         code = program().main(list(arguments), prog_name="packnback", standalone_mode=False, obj=context)
@@ -95,7 +91,7 @@ def _outcome(arguments: Sequence[str], context: Context) -> int:
         told = words.Words(where + (error.strerror or str(error)))
         return _tell("system-error", told, words.FAILED, output)
     except (KeyboardInterrupt, click.Abort):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        interrupts.obeyed()
         return tell_interrupted(context)
     except Exception as error:  # noqa: BLE001 - nobody shall see a traceback who did not ask for one
         _show_traceback()
@@ -154,7 +150,3 @@ def _wants_json(arguments: Sequence[str]) -> bool:
     """Whether errors in the arguments themselves are wanted as JSON."""
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return "--json" in ours
-
-
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

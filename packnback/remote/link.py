@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from packnback.bell import Bell
 from packnback.errors import PacknbackError, ProtocolViolation, RemoteFailed
 from packnback.events import Watch
 from packnback.ids import ID_LEN
@@ -45,6 +46,7 @@ class Stream:
         self.ended = False
         self.cancelled = False
         self.envelope = b""
+        self.reader = Bell()
         self.untold = 0
         """What was consumed of the window, and the far side has not been told of."""
 
@@ -60,7 +62,8 @@ class Link:
         self._connection = Connection(Side.CLIENT)
         self._sending = threading.Lock()
         """Held while a frame is written: frames are not to be mixed, and answers come in the order of requests."""
-        self._state = threading.Condition()
+        self._state = threading.Lock()
+        self._streams_fewer = threading.Condition(self._state)
         self._pending: deque[Future[Frame]] = deque()
         self._rows: list[SnapshotInfo] = []
         """Of an answer that comes in parts."""
@@ -139,7 +142,7 @@ class Link:
             while len(self._streams) >= STREAMS_MAX:
                 if self._failure is not None:
                     raise self._failure
-                self._state.wait()
+                self._streams_fewer.wait()
             self._next_stream += 1
             stream = Stream(self._next_stream, len(ids) // ID_LEN)
             self._streams[stream.number] = stream
@@ -149,18 +152,20 @@ class Link:
 
     def next_item(self, stream: Stream) -> frames.Object | frames.Trouble | None:
         """The next object of a stream, None at its end."""
-        with self._state:
-            while not stream.items and not stream.ended:
+        while True:
+            with self._state:
+                if stream.items:
+                    item = stream.items.popleft()
+                    stream.held -= frames.cost(item)
+                    stream.untold += frames.cost(item)
+                    tell = stream.untold if stream.untold >= _CONSUMED_TOLD and not stream.ended else 0
+                    stream.untold -= tell
+                    break
+                if stream.ended:
+                    return None
                 if self._failure is not None:
                     raise self._failure
-                self._state.wait()
-            if not stream.items:
-                return None
-            item = stream.items.popleft()
-            stream.held -= frames.cost(item)
-            stream.untold += frames.cost(item)
-            tell = stream.untold if stream.untold >= _CONSUMED_TOLD and not stream.ended else 0
-            stream.untold -= tell
+            stream.reader.wait()
         if tell:
             self.send(frames.More(stream.number, tell))
         return item
@@ -209,7 +214,8 @@ class Link:
                 if stream is None:
                     raise ProtocolViolation("StreamEnd", "of no stream")
                 stream.ended = True
-                self._state.notify_all()
+                stream.reader.ring()
+                self._streams_fewer.notify()
             case frames.Progress():
                 self._tell(frame)
             case frames.Failure():
@@ -239,7 +245,7 @@ class Link:
         if stream.cancelled:
             return
         stream.items.append(item)
-        self._state.notify_all()
+        stream.reader.ring()
 
     def _tell(self, frame: frames.Progress) -> None:
         progress = self._watch.progress
@@ -255,7 +261,9 @@ class Link:
             self._failure = error
             waiting = [*self._pending]
             self._pending.clear()
-            self._state.notify_all()
+            for stream in self._streams.values():
+                stream.reader.ring()
+            self._streams_fewer.notify_all()
         if not self.welcome.done():
             self.welcome.set_exception(error)
         for answer in waiting:

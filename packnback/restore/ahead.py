@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+from packnback.bell import Bell
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -40,7 +42,10 @@ class ReadAhead(Generic[S, T]):
         self._size_of = size_of
         self._count_limit = count_limit
         self._bytes_limit = bytes_limit
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._caller = Bell()
+        """Not a condition: the caller is the thread that may be interrupted."""
         self._under_way: deque[tuple[Future[T], int]] = deque()
         self._bytes = 0
         self._ended = False
@@ -53,23 +58,23 @@ class ReadAhead(Generic[S, T]):
         return self
 
     def __next__(self) -> T:
-        with self._changed:
-            while not self._under_way and not self._ended:
-                self._changed.wait()
-            if not self._under_way:
-                if self._failure is not None:
-                    raise self._failure
-                raise StopIteration
-            future, size = self._under_way.popleft()
-            self._bytes -= size
-            self._changed.notify()
+        while True:
+            with self._lock:
+                if self._under_way:
+                    future, size = self._under_way.popleft()
+                    self._bytes -= size
+                    self._room.notify()
+                    break
+                if self._ended:
+                    raise self._failure or StopIteration
+            self._caller.wait()
         return future.result()
 
     def close(self) -> None:
         """Stop reading, and forget what was read. Returns when the thread has ended."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
-            self._changed.notify()
+            self._room.notify()
         self._thread.join()
         while self._under_way:
             self._under_way.popleft()[0].cancel()
@@ -82,21 +87,21 @@ class ReadAhead(Generic[S, T]):
         except BaseException as error:  # noqa: BLE001 -- it is raised in the caller's thread
             self._failure = error
         finally:
-            with self._changed:
+            with self._lock:
                 self._ended = True
-                self._changed.notify()
+                self._caller.ring()
 
     def _pass_on(self, item: S) -> bool:
         """Hand an item to the pool, when there is room; False if nobody wants it any more."""
         size = self._size_of(item)
-        with self._changed:
+        with self._lock:
             while not self._stopped and self._full:
-                self._changed.wait()
+                self._room.wait()
             if self._stopped:
                 return False
             self._under_way.append((self._submit(item), size))
             self._bytes += size
-            self._changed.notify()
+            self._caller.ring()
         return True
 
     @property

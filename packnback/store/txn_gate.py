@@ -19,7 +19,8 @@ class TransactionGate:
     """Any number of threads with one live transaction each, or one thread that changes the ground."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._live: set[int] = set()
         self._changes_wanted = 0
         self._changing = False
@@ -31,7 +32,7 @@ class TransactionGate:
         """
         self.refuse_live()
         thread = threading.get_ident()
-        with self._changed:
+        with self._lock:
             while self._changes_wanted:
                 self._changed.wait()
             self._live.add(thread)
@@ -39,7 +40,7 @@ class TransactionGate:
 
     def leave(self, entered: int) -> None:
         """The transaction that `enter` gave this pass to has ended."""
-        with self._changed:
+        with self._lock:
             self._live.discard(entered)
             self._changed.notify_all()
 
@@ -50,17 +51,17 @@ class TransactionGate:
         Raises `RuntimeError` when this thread itself has a live one.
         """
         self.refuse_live()
-        with self._changed:
+        with self._lock:
             self._changes_wanted += 1
         changing = False
         try:  # from here on, for an interrupt of the wait must not leave the gate shut
-            with self._changed:
+            with self._lock:
                 while self._live or self._changing:
                     self._changed.wait()
                 self._changing = changing = True
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 if changing:
                     self._changing = False
                 self._changes_wanted -= 1

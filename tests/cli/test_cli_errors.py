@@ -156,7 +156,7 @@ def test_a_target_that_is_a_file(program: Program, snapshot: str, tmp_path: Path
 
 
 def test_locked_by_another_process(program: Program) -> None:
-    with open(Path(program.environment["PACKNBACK_REPO"]) / "lock", "rb") as lock:
+    with open(Path(program.environment["PACKNBACK_REPO"]) / "lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         error = program("backup", "/etc/hostname", "--wait", "0", "--json", code=6).json["error"]
     assert error["kind"] == "locked"
