@@ -128,7 +128,7 @@ class Pipeline:
 
         count = workers or min(len(os.sched_getaffinity(0)), WORKERS_MAX)
         self._threads = [
-            threading.Thread(target=self._run, args=(self._next_task, step_back), name="seal") for _ in range(count)
+            threading.Thread(target=self._run_aside, args=(self._next_task,), name="seal") for _ in range(count)
         ]
         self._threads.append(threading.Thread(target=self._run, args=(self._next_call,), name="session"))
 
@@ -259,19 +259,19 @@ class Pipeline:
 
     def _wait_until(self, condition: Callable[[], T | None], hurry: _Hurry) -> T:
         """Wait for something true from `condition`, asked under the lock; `hurry` says what may be sent early."""
-        began = 0
         while True:
             with self._lock:
                 self._check()
-                result = condition()
-                if result:
+                if result := condition():
                     self._hurry = _Hurry.NONE
-                    self._spent_ns["waiting"] += time.perf_counter_ns() - began if began else 0
                     return result
                 self._hurry = hurry
                 self._send_early()
-            began = began or time.perf_counter_ns()
+            began = time.perf_counter_ns()
             self._caller.wait()
+            waited = time.perf_counter_ns() - began
+            with self._lock:
+                self._spent_ns["waiting"] += waited
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -281,10 +281,11 @@ class Pipeline:
 
     # --- threads ---------------------------------------------------------------------------------------------
 
-    def _run(
-        self, next_step: Callable[[], Callable[[], None] | None], begin: Callable[[], None] = lambda: None
-    ) -> None:
-        begin()
+    def _run_aside(self, next_step: Callable[[], Callable[[], None] | None]) -> None:
+        step_back()
+        self._run(next_step)
+
+    def _run(self, next_step: Callable[[], Callable[[], None] | None]) -> None:
         try:
             while (step := next_step()) is not None:
                 step()

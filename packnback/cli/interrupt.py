@@ -19,11 +19,11 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
+from packnback.cli import words
+
 PATIENCE_S = 40.0
-"""After so many seconds, and again after as many more, we ask again. A far side that has stopped gets 25 to end."""
+"""After so many seconds, and again after as many more, we ask again. A far side that has stopped gets 30 to end."""
 REMINDERS = 3
-CODE = 130
-"""The exit code of whoever was interrupted, as shells have it."""
 
 
 class Interrupts:
@@ -59,7 +59,7 @@ class Interrupts:
         if self._reminders > REMINDERS:
             with suppress(Exception):
                 self._last_words()
-            os._exit(CODE)
+            os._exit(words.INTERRUPTED)
         raise KeyboardInterrupt
 
 

@@ -10,6 +10,7 @@ import sys
 from packnback import __version__
 
 INTERRUPTED = 130
+"""As `words.INTERRUPTED`, which is not loaded yet when this may be needed."""
 
 
 def start() -> None:

@@ -256,9 +256,9 @@ def _tell_compacted(context: Context, done: Compacted, *, dry_run: bool) -> None
     would = "Would release" if dry_run else "Released"
     context.output.remark(
         f"{would} {counted(len(done.released), 'snapshot')} and {counted(done.objects_dropped, 'object')}:"
-        f" {shown_size(done.bytes_freed)} freed, {shown_size(done.bytes_written)} written;"
-        f" {shown_size(done.bytes_total)} stored, {shown_size(done.bytes_live)} in use."
+        f" {shown_size(done.bytes_freed)} freed, {shown_size(done.bytes_written)} written."
     )
+    context.output.remark(f"{shown_size(done.bytes_total)} stored, {shown_size(done.bytes_live)} in use.")
     if done.condemned:
         waits = "would wait" if dry_run else "wait"
         when = f" (after {rfc3339(done.due_ns, fraction=False)})" if done.due_ns is not None else ""

@@ -31,6 +31,7 @@ import os
 import re
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -139,11 +140,12 @@ class FileLocks:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-class _Scoped:
+class _Scoped(ABC):
     """The ``with`` half of a `Held`."""
 
+    @abstractmethod
     def release(self) -> None:
-        raise NotImplementedError
+        """See `Held.release`."""
 
     def __enter__(self) -> Self:
         return self

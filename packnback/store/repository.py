@@ -29,6 +29,7 @@ from packnback.format import rows
 from packnback.format.config import Config
 from packnback.store import catalog, layout, leases
 from packnback.store.blobs import BlobStore
+from packnback.store.commit_rules import ClientIdentity
 from packnback.store.condemned import condemned_lists
 from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, ReadTxn, T, WriteTxn
@@ -36,7 +37,7 @@ from packnback.store.interface import Fetched, SnapshotInfo
 from packnback.store.leases import Lease
 from packnback.store.lock import Held, Locks
 from packnback.store.reconcile import Reconciled, Truth, reconcile
-from packnback.store.session import ClientIdentity, IndexReplaced, LocalSession
+from packnback.store.session import IndexReplaced, LocalSession
 
 SESSION_WAIT_S = 600.0
 """How long a session waits for a compaction to end, unless told otherwise."""

@@ -25,13 +25,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from msgspec import Struct
-
 from packnback.crypto.envelope_layout import parse_envelope
 from packnback.errors import (
     AlreadyExists,
-    ClientTimeRefused,
-    ClockRefused,
     EnvelopeRejected,
     FormatDamage,
     IndexDamage,
@@ -40,15 +36,16 @@ from packnback.errors import (
     Poisoned,
     Refused,
     SnapshotDamage,
-    StaleSequence,
     StorageFailed,
 )
 from packnback.format import record as record_format
 from packnback.format import rows, snapshot
 from packnback.format.record import REF_KINDS, Record, level_of
-from packnback.format.snapshot import PARTIAL, Receipt, SnapshotFile
+from packnback.format.snapshot import SnapshotFile
 from packnback.ids import LEVEL_LIMIT, Kind, ObjectClass, class_of
 from packnback.store import adoption, catalog, layout
+from packnback.store import commit_rules as rules
+from packnback.store.commit_rules import ClientIdentity
 from packnback.store.condemned import Standing, by_level, is_condemned
 from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, ReadTxn, WriteTxn
@@ -60,23 +57,9 @@ from packnback.store.refcount import Ledger, contradicts, is_complete, lookup
 
 T = TypeVar("T")
 
-CLOCK_BACKWARDS_NS = 15 * 60 * 10**9
-"""A clock may be this much behind the newest receipt."""
-CLIENT_CLOCK_NS = 15 * 60 * 10**9
-"""The clock of a client elsewhere may be this much ahead of the repository's, or behind it."""
 _ENVELOPES_KEPT = 64
 _COMMIT_ATTEMPTS = 3
 _RESCUED_AT_ONCE = 1_000
-
-
-class ClientIdentity(Struct, frozen=True):
-    """Who writes: the facts of a verified certificate."""
-
-    name: str
-    client_id: bytes
-    domain_id: bytes
-    epoch: int
-    owner_id: bytes
 
 
 class IndexReplaced(Exception):
@@ -179,9 +162,7 @@ class LocalSession:
 
     def _add_envelope(self, data: bytes, record: Record) -> None:
         facts = parse_envelope(bytes(record.body))
-        mine = self._client
-        named = (facts.repository_id, facts.owner_id, facts.client_id, facts.domain_id, facts.epoch)
-        if named != (self._truth.repository_id, mine.owner_id, mine.client_id, mine.domain_id, mine.epoch):
+        if not rules.is_of(self._truth, self._client, facts):
             raise NotAllowed("put", "envelope of another repository, owner, client, domain or epoch")
         while len(self._envelopes) >= _ENVELOPES_KEPT:
             del self._envelopes[next(iter(self._envelopes))]
@@ -307,7 +288,7 @@ class LocalSession:
         """See `interface.Session.commit`."""
         file = snapshot.decode_file(snapshot_bytes, receipt=False)
         name = snapshot.snapshot_name(file.header.client_id, file.header.sequence)
-        self._check_identity(name, file)
+        rules.check_identity(self._truth, self._client, name, file)
         self.flush()
         if self._unfenced_deletion:
             self._secure(file)
@@ -370,19 +351,6 @@ class LocalSession:
                     self._add_to_pack(data, record_format.parse(data), envelope)
         self.flush()
 
-    def _check_identity(self, name: str, file: SnapshotFile) -> None:
-        client = adoption.check_snapshot(name, file, self._truth.repository_id, self._truth.owner_bundle)
-        mine = self._client
-        named = (client, file.header.client_id, file.header.domain_id, file.header.epoch)
-        if named != (mine.name, mine.client_id, mine.domain_id, mine.epoch):
-            raise NotAllowed("commit", "another client's snapshot")
-        facts = parse_envelope(bytes(record_format.parse(file.envelope_record).body))
-        bound = (facts.repository_id, facts.owner_id, facts.client_id, facts.domain_id, facts.epoch)
-        if bound != (self._truth.repository_id, mine.owner_id, mine.client_id, mine.domain_id, mine.epoch):
-            raise NotAllowed("commit", "envelope of another repository, owner, client, domain or epoch")
-        if facts.object_class != ObjectClass.META:
-            raise NotAllowed("commit", "envelope of the other class")
-
     def _commit_in(self, txn: WriteTxn, name: str, file: SnapshotFile) -> Committed:
         if self._index.generation != self._generation:
             raise IndexReplaced
@@ -391,15 +359,10 @@ class LocalSession:
         if known is not None:
             return Committed(name, snapshot_id, known.time_ns)
         if not self._self_stamped:
-            self._check_client_time(header.time_ns)
-        self._check_chain(txn, file)
-        root = lookup(txn, header.root)
-        if root is None or not is_complete(txn, header.root):
-            raise ObjectMissing(header.root, snapshot_id.hex())
-        metadata = record_format.parse(file.metadata_record, checksum=False)
-        if root.kind != Kind.TABLE or metadata.level != root.level + 1 or header.root[:8] != header.domain_id[:8]:
-            raise NotAllowed("commit", "root")
-        receipt = self._receipt(txn)
+            rules.check_client_time(header.time_ns, self._now_ns())
+        rules.check_chain(txn, header)
+        rules.check_root(txn, file)
+        receipt = rules.stamp(txn, self._now_ns(), self.bytes_published, self_stamped=self._self_stamped)
         data = snapshot.encode_file(
             SnapshotFile(
                 header,
@@ -428,33 +391,6 @@ class LocalSession:
         self.bytes_published += len(data)
         return Committed(name, snapshot_id, row.receipt.time_ns)
 
-    def _check_chain(self, txn: ReadTxn, file: SnapshotFile) -> None:
-        header, head = file.header, catalog.head(txn, file.header.client_id)
-        expected = (head.sequence + 1, head.id) if head else (1, bytes(32))
-        if header.sequence < expected[0]:
-            raise StaleSequence(header.sequence, expected[0] - 1)
-        if (header.sequence, header.prev) != expected:
-            raise Refused("chain", f"sequence {header.sequence} does not continue {expected[0] - 1}")
-        if head and header.epoch < head.epoch:
-            raise NotAllowed("commit", "epoch lower than before")
-
-    def _check_client_time(self, client_ns: int) -> None:
-        server_ns = self._now_ns()
-        if abs(client_ns - server_ns) > CLIENT_CLOCK_NS:
-            raise ClientTimeRefused(client_ns, server_ns)
-
-    def _receipt(self, txn: ReadTxn) -> Receipt:
-        newest = catalog.newest(txn)
-        newest_ns = newest.received_ns
-        now = self._now_ns()
-        if newest_ns is not None and now < newest_ns - CLOCK_BACKWARDS_NS:
-            raise ClockRefused(now, newest_ns)
-        return Receipt(
-            now if newest_ns is None else max(now, newest_ns),
-            newest.counter + 1,
-            self.bytes_published,
-            self._self_stamped,
-        )
 
 
 def _facts_of(envelope: bytes) -> EnvelopeFacts | None:
@@ -465,8 +401,3 @@ def _facts_of(envelope: bytes) -> EnvelopeFacts | None:
     whole = record_format.envelope_record(envelope)
     named = (facts.client_id, facts.domain_id, facts.epoch, facts.object_class)
     return EnvelopeFacts(whole, record_format.parse(whole).id, *named)
-
-
-def is_partial(flags: int) -> bool:
-    """Whether a snapshot header's flags mark a checkpoint."""
-    return bool(flags & PARTIAL)

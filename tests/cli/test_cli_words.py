@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from packnback import errors
-from packnback.cli import words
+from packnback.cli import main, words
 
 EXAMPLES: dict[str, Any] = {
     "str": "fact", "str | None": "fact", "int": 7, "int | None": 7, "float": 1.5, "bytes": b"\x01" * 32,
@@ -76,3 +76,7 @@ def test_a_put_key_is_told_from_other_keys_that_will_not_do() -> None:
     told = words.words(errors.KeyCannot("put", ["owner", "restore"], "restore"))
     assert told.message == "this key can add backups but not read them; use the owner key"
     assert "list key cannot" in words.words(errors.KeyCannot("list", ["owner", "restore"], "open data")).message
+
+
+def test_the_exit_code_of_an_interrupt_is_one() -> None:
+    assert main.INTERRUPTED == words.INTERRUPTED

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from packnback.store import index_files, lmdb_index
+from packnback.store import index_files, lmdb_environment
 from packnback.store.lmdb_index import LmdbIndex
 
 
@@ -19,7 +19,7 @@ def test_an_index_that_is_replaced_while_it_is_opened(
     """What is opened in the end is what stands there; otherwise two processes would go on with two indexes."""
     directory = str(tmp_path / "index")
     LmdbIndex.open(directory, ballast_bytes=0).close()
-    map_files, thrown = lmdb_index._map, []
+    map_files, thrown = lmdb_environment._map, []
 
     def throw_away() -> None:
         if not thrown:
@@ -36,7 +36,7 @@ def test_an_index_that_is_replaced_while_it_is_opened(
         throw_away()
         return mapped
 
-    monkeypatch.setattr(lmdb_index, "_map", replaced)
+    monkeypatch.setattr(lmdb_environment, "_map", replaced)
     index = LmdbIndex.open(directory, ballast_bytes=0)
     assert thrown
     index.write(lambda txn: txn.put("meta", b"key", b"value"))

@@ -22,7 +22,7 @@ from packnback.format import snapshot
 from packnback.format.snapshot import SnapshotFile
 from packnback.gc.compact import Run
 from packnback.ids import ObjectClass
-from packnback.store import layout, reconcile, repository, session
+from packnback.store import commit_rules, layout, reconcile, repository
 from packnback.store.blobs import FileBlobStore
 from packnback.store.fs import Buffer
 from packnback.store.index import Index
@@ -174,7 +174,7 @@ def snapshot_before_flush(patch: Patch) -> None:
     def faulty(self: LocalSession, snapshot_bytes: bytes) -> Any:
         file = snapshot.decode_file(snapshot_bytes, receipt=False)
         with self._index.read() as txn:
-            receipt = self._receipt(txn)
+            receipt = commit_rules.stamp(txn, self._now_ns(), self.bytes_published, self_stamped=True)
         parts = (file.header, file.header_bytes, file.signature, file.certificate, file.envelope_record)
         name = snapshot.snapshot_name(file.header.client_id, file.header.sequence)
         data = snapshot.encode_file(SnapshotFile(*parts, file.metadata_record, receipt))
@@ -186,14 +186,7 @@ def snapshot_before_flush(patch: Patch) -> None:
 
 def root_not_looked_at(patch: Patch) -> None:
     """A snapshot is published although its root is not complete."""
-    commit_in = LocalSession._commit_in
-
-    def faulty(self: LocalSession, *rest: Any) -> Any:
-        with patch.context() as inner:
-            inner.setattr(session, "is_complete", lambda txn, object_id: True)
-            return commit_in(self, *rest)
-
-    patch.setattr(LocalSession, "_commit_in", faulty)
+    patch.setattr(commit_rules, "is_complete", lambda txn, object_id: True)
 
 
 # --- reconcile ----------------------------------------------------------------------------------------------------

@@ -22,4 +22,5 @@ def test_no_power_cut_breaks_an_invariant(scenario: Scenario, pytestconfig: pyte
 
 def test_what_a_killed_process_left_is_made_safe_before_anybody_builds_on_it(pytestconfig: pytest.Config) -> None:
     effort = NIGHTLY if pytestconfig.getoption("--nightly") else Effort()
-    Sweep(BY_NAME["first backup"], effort).run_killed(same_backup)
+    tally = Sweep(BY_NAME["first backup"], effort).run_killed(same_backup)
+    assert tally.checked > tally.crash_points / 4, tally

@@ -32,13 +32,19 @@ def test_no_ring_is_lost() -> None:
                 count += 1
                 bell.ring()
 
+    def listen() -> None:
+        while not seen or seen[-1] < 8000:
+            bell.wait()
+            with lock:
+                seen.append(count)
+
+    seen: list[int] = []
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    while True:
-        with lock:
-            if count == 8000:
-                break
-        bell.wait()
-    for thread in threads:
-        thread.join()
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    for thread in (*threads, listener):
+        thread.join(60)
+    assert seen[-1] == 8000
+    assert not listener.is_alive()
