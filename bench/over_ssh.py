@@ -1,9 +1,10 @@
 """How much slower a first backup is over ssh on loopback than into a directory, and what an unchanged one costs.
 
-Run as ``python -m bench.over_ssh [--megabytes 1000] [--files 50000] [--delay-ms 50] [--repeat 2]``. Needs OpenSSH's
-server, which is started with keys of its own on a free port. Local and remote runs take turns, as everywhere in
-this directory. With ``--delay-ms`` an unchanged backup of many small files is measured through a proxy that holds
-every byte back by half of that in each direction.
+Run as ``python -m bench.over_ssh [--kinds random,text,vm] [--megabytes 1000] [--files 50000] [--delay-ms 50]
+[--repeat 3]``. Needs OpenSSH's server, which is started with keys of its own on a free port. Local and remote runs
+take turns, as everywhere in this directory. What is sent is what is left after compression, so the kind of data
+decides how much of a run ssh is: random data is its worst. With ``--delay-ms`` an unchanged backup of many small
+files is measured through a proxy that holds every byte back by half of that in each direction.
 """
 
 from __future__ import annotations
@@ -22,29 +23,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.corpora import CORPORA, pristine
+
 TESTS = Path(__file__).parent.parent / "tests" / "cli"
 sys.path.insert(0, str(TESTS))
 
 from ssh_server import SSHD, SshServer  # noqa: E402  it stands beside the tests
 
-CHUNK = 1 << 20
+_FULL_MIB = {"small": 380, "random": 2048, "text": 1024, "vm": 1536}
 
 
 def main() -> int:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", default="random,text,vm", help="of " + ",".join(_FULL_MIB))
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--files", type=int, default=50_000)
     parser.add_argument("--delay-ms", type=float, default=50.0)
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     if SSHD is None:
         print("sshd is not installed (Debian: openssh-server)", file=sys.stderr)
         return 1
     top = Path(tempfile.mkdtemp(prefix="packnback-over-ssh-"))
     try:
-        if options.megabytes:
-            _compare(top, options.megabytes, options.repeat)
+        for kind in options.kinds.split(",") if options.megabytes else ():
+            _compare(top, kind, options.megabytes, options.repeat)
         if options.files:
             _unchanged(top, options.files, options.delay_ms)
     finally:
@@ -63,22 +67,17 @@ def _packnback(top: Path, *arguments: str | Path, more: Mapping[str, str] | None
     return time.perf_counter() - began, json.loads(done.stdout)
 
 
-def _compare(top: Path, megabytes: int, repeat: int) -> None:
-    """First backups of random data, into a directory and over ssh."""
-    source = top / "random"
-    source.mkdir()
-    for number in range(megabytes // 100):
-        with open(source / f"{number}", "wb") as file:
-            for _ in range(100):
-                file.write(os.urandom(CHUNK))
+def _compare(top: Path, kind: str, megabytes: int, repeat: int) -> None:
+    """First backups into a directory and over ssh."""
+    source = pristine(CORPORA[kind], megabytes / _FULL_MIB[kind], top)
     (top / "home").mkdir(exist_ok=True)
-    server = SshServer(top / "sshd")
+    server = SshServer(top / f"sshd-{kind}")
     server.authorize("key")
     took: dict[str, list[float]] = {"local": [], "ssh": []}
     try:
         for turn in range(repeat):
             for name in took:
-                repository = top / f"{name}{turn}"
+                repository = top / f"{kind}-{name}-{turn}"
                 _packnback(top, "-r", repository, "init")
                 where = str(repository) if name == "local" else server.url(repository)
                 wall, _ = _packnback(
@@ -90,8 +89,8 @@ def _compare(top: Path, megabytes: int, repeat: int) -> None:
         server.stop()
     shutil.rmtree(source)
     local, remote = (statistics.median(took[name]) for name in ("local", "ssh"))
-    print(f"first backup, {megabytes} MiB of random data: local {local:.2f} s, ssh {remote:.2f} s;", end=" ")
-    print(f"over ssh at {100 * local / remote:.0f} % of the local speed  ({took})")
+    print(f"first backup, {megabytes} MiB of {kind}: local {local:.2f} s, ssh {remote:.2f} s;", end=" ")
+    print(f"over ssh at {100 * local / remote:.0f} % of the local speed  ({took})", flush=True)
 
 
 def _unchanged(top: Path, files: int, delay_ms: float) -> None:
