@@ -1,6 +1,6 @@
 """Cutting large files: public candidates, a secret choice.
 
-fastcdc proposes the ends of *pieces* (2 to 32 KiB, 8 KiB on average); whether the end of a piece ends a *chunk*
+fastcdc proposes the ends of *pieces* (4 to 32 KiB, 8 KiB on average); whether the end of a piece ends a *chunk*
 as well is decided by a PRF, under the cut key, of the 64 bytes before it. Other tools cut with a keyed table or
 a keyed polynomial, which are linear and can be solved for from the lengths of known files; here there is nothing
 linear to solve. A piece depends on nothing before it and a chunk is a run of whole pieces, so an insertion moves
@@ -23,7 +23,7 @@ FILE_MIN = 512 * KIB
 """Files of at least this many bytes are cut, smaller ones are bundled."""
 CHUNK_MIN = 256 * KIB
 CHUNK_MAX = 4 * MIB
-PIECE_MIN, PIECE_AVERAGE, PIECE_MAX = 2 * KIB, 8 * KIB, 32 * KIB
+PIECE_MIN, PIECE_AVERAGE, PIECE_MAX = 4 * KIB, 8 * KIB, 32 * KIB
 PENDING_MAX = CHUNK_MAX + CHUNK_MIN
 """Most bytes that `Cutter.feed` can leave behind for the next call; also the length of the longest chunk."""
 
