@@ -18,8 +18,8 @@ from bench.corpora import make_files, make_random
 from bench.measure import Cost, run
 from bench.tools import Packnback
 
-_FILES = (10_000, 30_000, 100_000)
-_BYTES = (200_000_000, 600_000_000, 2_000_000_000)
+_FILES = "10000,30000,100000"
+_BYTES = "200000000,600000000,2000000000"
 _TINY = 200
 STEPS = ("first", "unchanged", "restore", "check data")
 
@@ -30,15 +30,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "packnback-bench-scale")
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--files", type=_amounts, default=_FILES, help="how many; '' for none")
+    parser.add_argument("--bytes", type=_amounts, default=_BYTES, help="how many; '' for none")
     options = parser.parse_args()
-    sizes = {
-        "files": ([round(n * options.scale) for n in _FILES], lambda top, n: make_files(top, n, f"tiny {n}", _TINY)),
-        "bytes": ([round(n * options.scale) for n in _BYTES], lambda top, n: make_random(top, n, f"curve {n}")),
-    }  # fmt: skip
-    for unit, (amounts, make) in sizes.items():
-        costs = {amount: _measured(options.work, make, amount) for amount in amounts}
-        print(_table(unit, costs), flush=True)
+    makers: dict[str, tuple[list[int], Make]] = {
+        "files": (options.files, lambda top, n: make_files(top, n, f"tiny {n}", _TINY)),
+        "bytes": (options.bytes, lambda top, n: make_random(top, n, f"curve {n}")),
+    }
+    for unit, (amounts, make) in makers.items():
+        scaled = [round(amount * options.scale) for amount in amounts]
+        costs = {amount: _measured(options.work, make, amount) for amount in scaled}
+        if costs:
+            print(_table(unit, costs), flush=True)
     return 0
+
+
+def _amounts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
 
 
 def _measured(work: Path, make: Make, amount: int) -> dict[str, Cost]:
