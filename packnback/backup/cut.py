@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from packnback.ids import KIB, MIB
 
@@ -49,11 +49,25 @@ def _piece_finder() -> Callable[..., Iterable[Any]]:
     return fastcdc_cy  # type: ignore[no-any-return]
 
 
-class Cutter:
-    """Cuts one file, given in any number of parts. `chunk_key` is the put key's `chunk_key`, 32 bytes."""
+class Recogniser(Protocol):
+    """Knows pieces of a file without searching for them (`recognise`)."""
 
-    def __init__(self, chunk_key: bytes) -> None:
+    def recognised(self, data: memoryview) -> int:
+        """The length of the piece with which `data` begins, or 0 if it has to be searched for."""
+
+    def searched(self, piece: memoryview) -> bool:
+        """Take note of a piece that was searched for. True if it is worth asking for the next one."""
+
+
+class Cutter:
+    """Cuts one file, given in any number of parts. `chunk_key` is the put key's `chunk_key`, 32 bytes.
+
+    With a recogniser the cuts are the same; it is shown each piece once, in order.
+    """
+
+    def __init__(self, chunk_key: bytes, recogniser: Recogniser | None = None) -> None:
         self._key = chunk_key
+        self._recogniser = recogniser
         self._pieces: list[int] = []
         self._scanned = 0
         self._ended = False
@@ -88,24 +102,53 @@ class Cutter:
 
     def _scan(self, data: memoryview, start: int, final: bool) -> None:
         """Collect pieces of the chunk that begins at `start`, up to its end or the last certain piece."""
-        pieces, scanned, key = self._pieces, self._scanned, self._key
+        self._recognise(data, start)
+        while self._search(data, start, final):
+            self._recognise(data, start)
+
+    def _recognise(self, data: memoryview, start: int) -> None:
+        """Collect pieces for as long as they need not be searched for."""
+        if self._recogniser is None:
+            return
+        recognised = self._recogniser.recognised
+        while not self._ended and (length := recognised(data[start + self._scanned :])):
+            self._pieces.append(length)
+            self._scanned += length
+            self._ended = self._scanned >= CHUNK_MIN and self._ends(data, start, self._scanned)
+
+    def _search(self, data: memoryview, start: int, final: bool) -> bool:
+        """Find pieces by their content. True if it stopped because the next one may be recognised."""
+        if self._ended:
+            return False
+        pieces, scanned, recogniser = self._pieces, self._scanned, self._recogniser
         known = len(data) - start
+        again = False
         for piece in _piece_finder()(data[start + scanned :], PIECE_MIN, PIECE_AVERAGE, PIECE_MAX):
             end = scanned + piece.length
             if end == known and not final:
                 break  # more bytes may lengthen this piece
             pieces.append(piece.length)
+            again = recogniser is not None and recogniser.searched(data[start + scanned : start + end])
             scanned = end
-            if scanned < CHUNK_MIN:
-                continue
-            context = data[start + scanned - _CUT_CONTEXT_LEN : start + scanned]
-            value = int.from_bytes(blake2b(context, key=key, digest_size=8).digest(), "little")
-            if value < _CUT_BELOW or scanned > CHUNK_MAX - PIECE_MAX:
+            if scanned >= CHUNK_MIN and self._ends(data, start, scanned):
                 self._ended = True
                 break
+            if again:
+                break
         self._scanned = scanned
+        return again and not self._ended
+
+    def _ends(self, data: memoryview, start: int, scanned: int) -> bool:
+        """Whether the chunk that begins at `start` ends after `scanned` bytes, which are whole pieces."""
+        context = data[start + scanned - _CUT_CONTEXT_LEN : start + scanned]
+        value = int.from_bytes(blake2b(context, key=self._key, digest_size=8).digest(), "little")
+        return value < _CUT_BELOW or scanned > CHUNK_MAX - PIECE_MAX
 
     def _append_tail(self, tail: memoryview) -> None:
-        lengths = [p.length for p in _piece_finder()(tail, PIECE_MIN, PIECE_AVERAGE, PIECE_MAX)]
-        self._pieces += lengths
+        at = 0
+        for piece in _piece_finder()(tail, PIECE_MIN, PIECE_AVERAGE, PIECE_MAX):
+            self._pieces.append(piece.length)
+            if self._recogniser is not None:
+                self._recogniser.searched(tail[at : at + piece.length])
+            at += piece.length
         self._scanned += len(tail)

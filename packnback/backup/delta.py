@@ -1,8 +1,8 @@
 """A changed large file: what earlier runs stored of it becomes extents into old objects, and only the rest is stored.
 
-The file is cut as ever. Of a chunk in which no piece (or hardly any) is known, an object of its own is made; of
-others only the unknown pieces are taken, and gathered into new objects of about 1 MiB. Such an object starts with 16
-random bytes, as one may be small and easy to guess (see `bundle`).
+The file is cut as ever (`recognise` makes it quick). Of a chunk in which no piece (or hardly any) is known, an object
+of its own is made; of others only the unknown pieces are taken, and gathered into new objects of about 1 MiB. Such an
+object starts with 16 random bytes, as one may be small and easy to guess (see `bundle`).
 
 A file that is put together from parts of objects gets the keyed hash of its whole content into its entry: restore
 verifies it, so that a mistake here, or in the cache, cannot pass in silence.
@@ -16,6 +16,7 @@ from typing import Protocol
 
 from packnback.backup.buffers import Buffer
 from packnback.backup.pieces import join
+from packnback.backup.recognise import Recogniser
 from packnback.backup.reuse import NewPieces, OldPieces
 from packnback.backup.ticket import Place, Ticket, joined
 from packnback.crypto.derive import Buffer as Bytes
@@ -39,6 +40,15 @@ class Sink(Protocol):
         """Store one data object."""
 
 
+def digests_of(new: NewPieces, data: memoryview, lengths: Sequence[int]) -> list[bytes]:
+    """The hashes of the pieces that `data` consists of."""
+    digest, at, found = new.digest, 0, []
+    for length in lengths:
+        found.append(digest(data[at : at + length]))
+        at += length
+    return found
+
+
 class Whole:
     """Stores each chunk as an object, and notes its pieces for the next time."""
 
@@ -51,7 +61,7 @@ class Whole:
         place = self.hand_in(buffer, data)
         if self._new is not None:
             pieces = join(lengths, self._new.step)
-            self._new.add(place, pieces, self._new.digests(data, pieces))
+            self._new.add(place, pieces, digests_of(self._new, data, pieces))
         yield place
 
     def hand_in(self, buffer: Buffer, data: memoryview) -> Place:
@@ -66,6 +76,8 @@ class Delta:
         self._sink = sink
         self._old = old
         self._new = new
+        self.recogniser = Recogniser(old, new) if new.step == 1 else None
+        """To be asked while the file is being cut; joined pieces do not tell where theirs begin."""
         self._whole = Whole(sink, new)
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
@@ -74,11 +86,15 @@ class Delta:
 
     def store(self, buffer: Buffer, data: memoryview, lengths: list[int]) -> Iterator[Place | Extent]:
         """Where the parts of the chunk `data` lie, in order; see `Whole.store`."""
-        self._old.seek(self._offset)
+        if self.recogniser is not None:
+            pieces: Sequence[int] = lengths
+            digests, found = self.recogniser.take(len(pieces))
+        else:
+            pieces = join(lengths, self._new.step)
+            digests = digests_of(self._new, data, pieces)
+            found = list(map(self._old.find, digests, pieces))
         self._offset += len(data)
-        pieces = join(lengths, self._new.step)
-        digests = self._new.digests(data, pieces)
-        found = self._old.find(digests, pieces)
+        self._old.seek(self._offset)
         known = sum(extent.length for extent in found if extent is not None)
         if known * REUSE_LEAST < len(data):
             place = self._whole.hand_in(buffer, data)

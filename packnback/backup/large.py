@@ -81,7 +81,7 @@ class LargeFiles:
     ) -> None:
         """Meanwhile `thread` hashes the whole content, holes included."""
         check = self._hasher.start()
-        for buffer, data, lengths in self._stream.chunks(read):
+        for buffer, data, lengths in self._stream.chunks(read, delta.recogniser):
             extents = list(_with_holes(delta.store(buffer, data, lengths), runs))
             for extent in extents:
                 content.add(extent)

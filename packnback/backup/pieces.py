@@ -106,13 +106,18 @@ class OldPieceList:
             self._sought_at = segment // _STRIDE
             self._move()
 
-    def find(self, digests: Sequence[bytes], lengths: Sequence[int]) -> list[Extent | None]:
+    def expected(self) -> tuple[int, bytes] | None:
         """See `reuse.OldPieces`."""
-        return list(map(self._find, digests, lengths))
+        at, i = divmod(self._expected, SEGMENT_PIECES)
+        segment = self._segments.get(at)
+        if segment is None or i >= len(segment.digests) - (at == self._facts.segments - 1):
+            return None
+        return segment.lengths[i], segment.digests[i]
 
-    def _find(self, digest: bytes, length: int) -> Extent | None:
-        """Of several equal pieces the one that goes on where the last one ended is best, then one that is near.
+    def find(self, digest: bytes, length: int) -> Extent | None:
+        """See `reuse.OldPieces`.
 
+        Of several equal pieces the one that goes on where the last one ended is best, then one that is near.
         (Otherwise the window would go to and fro for every stretch of zeros.)
         """
         at, i = divmod(self._expected, SEGMENT_PIECES)
@@ -210,6 +215,7 @@ class NewPieceList:
         self.finished = False
         self._spool = spool
         self._rows = rows
+        self._hasher = blake3(key=rows.piece_key)
         self._file = file
         self._old = old
         self._coming: deque[_Run] = deque()
@@ -221,13 +227,11 @@ class NewPieceList:
         self._poor: list[bytes] = []
         self._start_segment()
 
-    def digests(self, data: memoryview, lengths: Sequence[int]) -> list[bytes]:
+    def digest(self, piece: memoryview) -> bytes:
         """See `reuse.NewPieces`."""
-        key, at, found = self._rows.piece_key, 0, []
-        for length in lengths:
-            found.append(blake3(data[at : at + length], key=key).digest(DIGEST_LEN))
-            at += length
-        return found
+        hasher = self._hasher
+        hasher.reset()
+        return hasher.update(piece).digest(DIGEST_LEN)
 
     def add(self, extent: Place | Extent, lengths: Sequence[int], digests: list[bytes]) -> None:
         """See `reuse.NewPieces`."""

@@ -199,14 +199,15 @@ class _CarefulOld:
     def __init__(self, memory: Remembered, pieces: OldPieceList) -> None:
         self._memory = memory
         self._pieces = pieces
+        self.expected = pieces.expected
 
     def seek(self, offset: int) -> None:
         """See `reuse.OldPieces`."""
         self._memory.attempt(lambda: self._pieces.seek(offset), None)
 
-    def find(self, digests: Sequence[bytes], lengths: Sequence[int]) -> list[Extent | None]:
+    def find(self, digest: bytes, length: int) -> Extent | None:
         """See `reuse.OldPieces`."""
-        return self._memory.attempt(lambda: self._pieces.find(digests, lengths), [None] * len(digests))
+        return self._memory.attempt(lambda: self._pieces.find(digest, length), None)
 
 
 class _CarefulNew:
@@ -216,7 +217,7 @@ class _CarefulNew:
         self._memory = memory
         self._pieces = pieces
         self.step = pieces.step
-        self.digests = pieces.digests
+        self.digest = pieces.digest
 
     def add(self, extent: Place | Extent, lengths: Sequence[int], digests: list[bytes]) -> None:
         """See `reuse.NewPieces`."""

@@ -60,8 +60,14 @@ class OldPieces(Protocol):
     def seek(self, offset: int) -> None:
         """So many bytes of the file have been looked at, holes not counted."""
 
-    def find(self, digests: Sequence[bytes], lengths: Sequence[int]) -> list[Extent | None]:
-        """Where each of some neighbouring pieces lies, if it is known and its object is in the repository."""
+    def find(self, digest: bytes, length: int) -> Extent | None:
+        """Where the next piece of the file lies, if it is known and its object is in the repository."""
+
+    def expected(self) -> tuple[int, bytes] | None:
+        """(length, digest) of the piece that comes next if the file goes on as it did; None if that is not known.
+
+        Never the file's last piece, which ended with the file and not by its own content.
+        """
 
 
 class NewPieces(Protocol):
@@ -73,8 +79,8 @@ class NewPieces(Protocol):
     def add(self, extent: Place | Extent, lengths: Sequence[int], digests: list[bytes]) -> None:
         """A run of pieces that lie one behind the other in one object."""
 
-    def digests(self, data: memoryview, lengths: Sequence[int]) -> list[bytes]:
-        """The hashes by which the pieces are found that `data` consists of."""
+    def digest(self, piece: memoryview) -> bytes:
+        """The hash by which a piece is found."""
 
     def settle(self) -> None:
         """Write what is known by now, so that it need not be held; to be called now and then."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from packnback.backup.buffers import Buffer
-from packnback.backup.cut import Cutter
+from packnback.backup.cut import Cutter, Recogniser
 from packnback.backup.ticket import Place, Ticket
 from packnback.ids import KIB, MIB
 
@@ -56,13 +56,15 @@ class ChunkStream:
         for buffer, data, pieces in self.chunks(read):
             yield Place(self._sink.add_data(data, lease=buffer), 0, len(data)), pieces
 
-    def chunks(self, read: Read) -> Iterator[tuple[Buffer, memoryview, list[int]]]:
+    def chunks(
+        self, read: Read, recogniser: Recogniser | None = None
+    ) -> Iterator[tuple[Buffer, memoryview, list[int]]]:
         """Cut one file: for each chunk in order, its bytes, the buffer in which they lie, the lengths of its pieces.
 
         The bytes stay where they are until the next chunk is asked for, and as long as an object that was handed
         in with that buffer needs them. Must be consumed to its end.
         """
-        cutter = Cutter(self._chunk_key)
+        cutter = Cutter(self._chunk_key, recogniser)
         self._start = self._fill
         final = False
         while not final:

@@ -190,7 +190,7 @@ def test_what_a_wrong_row_could_do_is_noticed_by_the_check(client: CachedClient)
     draw = random.Random(10)
     content = draw.randbytes(4 * MIB)
     save(client, content)
-    real = pieces.OldPieceList._find
+    real = pieces.OldPieceList.find
     lies: list[Extent] = []
 
     def lie(self: pieces.OldPieceList, digest: bytes, length: int) -> Extent | None:
@@ -201,7 +201,7 @@ def test_what_a_wrong_row_could_do_is_noticed_by_the_check(client: CachedClient)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces.OldPieceList, "_find", lie)
+        patch.setattr(pieces.OldPieceList, "find", lie)
         (client.source / "image").write_bytes(content + b"!")
         settle()
         client.save()

@@ -372,7 +372,7 @@ def test_cuts() -> None:
     key = DK("cut chunk", WEB1.cut)
     data = Random(7).randbytes(24 * MIB)
     lengths, start, at = [], 0, 0
-    for piece in fastcdc_cy(data, 2 * KIB, 8 * KIB, 32 * KIB):
+    for piece in fastcdc_cy(data, 4 * KIB, 8 * KIB, 32 * KIB):
         at += piece.length
         last = blake2b(data[at - 64 : at], key=key, digest_size=8).digest()
         chosen = int.from_bytes(last, "little") < 2**64 // 96
