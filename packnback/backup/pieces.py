@@ -18,8 +18,8 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
-from itertools import accumulate, repeat
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, groupby, repeat
 from typing import NamedTuple
 
 import cbor2
@@ -194,7 +194,25 @@ def _segment(value: Sequence[bytes], missing: set[bytes] | frozenset[bytes], fir
     where = dict(zip(split, range(first, first + len(split)), strict=True))
     if not all(usable):
         where = {digest: first + i for i, digest in enumerate(split) if usable[objects[i]]}
+    if len(where) < len(split):
+        where.update((split[i], first + i) for i in _long_runs(split) if usable[objects[i]])
     return _Segment(ids, array("I", sizes), usable, objects, offsets, piece_lengths, split, where)
+
+
+def _long_runs(digests: Sequence[bytes]) -> Iterable[int]:
+    """For each digest that stands several times in a row (as of zeros), where its longest such row begins.
+
+    Whoever gets into such a row by looking it up can follow it from there.
+    """
+    longest: dict[bytes, int] = {}
+    starts: dict[bytes, int] = {}
+    at = 0
+    for digest, row in groupby(digests):
+        count = len(list(row))
+        if count > longest.get(digest, 1):
+            longest[digest], starts[digest] = count, at
+        at += count
+    return starts.values()
 
 
 class _Run(NamedTuple):

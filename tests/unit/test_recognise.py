@@ -78,6 +78,15 @@ def test_a_file_that_grows_is_cut_as_if_it_had_always_been_so_long(observed: Obs
         assert observed.searched <= 20
 
 
+def test_a_stretch_of_zeros_is_followed_from_its_beginning(observed: Observed) -> None:
+    """Its pieces are all alike, and any of them could be taken for the one that was found."""
+    draw = random.Random(5)
+    before, after = draw.randbytes(MIB), draw.randbytes(MIB)
+    observed.save(before + bytes(3 * MIB) + after)
+    observed.save(before[:-60_000] + bytes(3 * MIB) + after)
+    assert observed.searched <= 8
+
+
 def test_nothing_in_common(observed: Observed) -> None:
     observed.save(random.Random(3).randbytes(2 * MIB))
     observed.save(random.Random(4).randbytes(2 * MIB))
