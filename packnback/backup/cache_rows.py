@@ -29,6 +29,7 @@ from blake3 import blake3
 from msgspec import Struct
 
 from packnback.backup.cache import AGES, BUNDLES, PIECES, ROWS, USAGE, bounded
+from packnback.backup.cut import CUT_RULE
 from packnback.backup.tree import Block
 from packnback.backup.walk import WalkOptions
 from packnback.crypto.derive import DK, MAC, H, lp
@@ -107,6 +108,8 @@ class Rows:
         self._key = DK("cache check", material)
         self._content_key = DK("cache content", material)
         self.piece_key = DK("cache piece", material)
+        self.digest_key = DK(f"cache piece, {CUT_RULE}", material)
+        """Of the pieces of large files. Those that were cut by another rule are not to be found: they would stay."""
         self._path_key = DK("cache path", material)
 
     def seal(self, table: bytes, key: bytes, body: bytes) -> bytes:

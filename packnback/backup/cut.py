@@ -24,6 +24,8 @@ FILE_MIN = 512 * KIB
 CHUNK_MIN = 256 * KIB
 CHUNK_MAX = 4 * MIB
 PIECE_MIN, PIECE_AVERAGE, PIECE_MAX = 4 * KIB, 8 * KIB, 32 * KIB
+CUT_RULE = f"fastcdc 1.7.0, {PIECE_MIN} {PIECE_AVERAGE} {PIECE_MAX}"
+"""What decides where a piece ends; a test holds fastcdc to that version."""
 PENDING_MAX = CHUNK_MAX + CHUNK_MIN
 """Most bytes that `Cutter.feed` can leave behind for the next call; also the length of the longest chunk."""
 

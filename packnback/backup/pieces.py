@@ -94,6 +94,8 @@ class OldPieceList:
         self._segments: dict[int, _Segment] = {}
         self._where: dict[bytes, int] = {}
         """Digest → number, of usable pieces in all segments, and of some that were in the window before."""
+        self._sizes: dict[bytes, int] = {}
+        """Of the objects that were found; about one for each MiB of the file."""
         self._expected = 0
         """The piece that comes next if nothing was inserted or removed."""
         self._found_at = self._sought_at = _UNSEEN
@@ -125,18 +127,26 @@ class OldPieceList:
         if segment is None or i >= len(segment.digests) or segment.digests[i] != digest:
             number = self._look_up(digest, segment)
             if number is None:
-                self._expected += 1
+                self._expected = self._after(at, i, segment)
                 return None
             at, i = divmod(number, SEGMENT_PIECES)
             segment = self._segments[at]
-        self._expected = at * SEGMENT_PIECES + i + 1
+        self._expected = self._after(at, i, segment)
         if at // _STRIDE != self._found_at:
             self._found_at = at // _STRIDE
             self._move()
         which = segment.objects[i]
         if not segment.usable[which] or segment.lengths[i] != length:
             return None
-        return Extent(segment.ids[which], segment.offsets[i], length)
+        object_id = segment.ids[which]
+        self._sizes[object_id] = segment.sizes[which]
+        return Extent(object_id, segment.offsets[i], length)
+
+    def _after(self, at: int, i: int, segment: _Segment | None) -> int:
+        """The number that follows piece `i` of a segment; segments are not full."""
+        if segment is not None and i + 1 >= len(segment.digests) and at + 1 < self._facts.segments:
+            return (at + 1) * SEGMENT_PIECES
+        return at * SEGMENT_PIECES + i + 1
 
     def _look_up(self, digest: bytes, near: _Segment | None) -> int | None:
         """The number of a usable piece in the window, if there is one."""
@@ -146,11 +156,8 @@ class OldPieceList:
         return number if number is not None and number // SEGMENT_PIECES in self._segments else None
 
     def size_of(self, object_id: bytes) -> int:
-        """The size of an object that was just found."""
-        return next(
-            (s.sizes[s.ids.index(object_id)] for s in self._segments.values() if object_id in s.ids),
-            0,
-        )
+        """The size of an object that was found, however long ago: the window may have moved on since."""
+        return self._sizes.get(object_id, 0)
 
     def _move(self) -> None:
         wanted: set[int] = set()
@@ -233,7 +240,7 @@ class NewPieceList:
         self.finished = False
         self._spool = spool
         self._rows = rows
-        self._hasher = blake3(key=rows.piece_key)
+        self._hasher = blake3(key=rows.digest_key)
         self._file = file
         self._old = old
         self._coming: deque[_Run] = deque()

@@ -20,6 +20,8 @@ class Recogniser:
         self._digest = new.digest
         self._in_step = True
         """Whether the piece that comes next may be the one that is expected."""
+        self._wrong = False
+        """Whether the last guess was: then what is found is believed only when it was expected, too."""
         self._digests: list[bytes] = []
         self._found: list[Extent | None] = []
 
@@ -34,14 +36,19 @@ class Recogniser:
         if not PIECE_MIN <= length <= PIECE_MAX or length > len(data):
             return 0
         self._in_step = self._digest(data[:length]) == digest
-        if not self._in_step:
+        self._wrong = not self._in_step
+        if self._wrong:
             return 0
         self._enter(digest, length)
         return length
 
     def searched(self, piece: memoryview) -> bool:
         """Take note of a piece that had to be searched for. True if the next one may be recognised."""
-        self._in_step = self._enter(self._digest(piece), len(piece))
+        digest, expected = self._digest(piece), self._old.expected()
+        # What is expected may not be found: its object is poor, or missing. The file goes on with it all the same.
+        as_expected = expected is not None and expected[1] == digest
+        found = self._enter(digest, len(piece))
+        self._in_step = as_expected or (found and not self._wrong)
         return self._in_step
 
     def take(self, count: int) -> tuple[list[bytes], list[Extent | None]]:

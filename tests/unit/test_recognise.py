@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from cached_client import KEY, CachedClient, settle
 
+from packnback.backup import cache_rows, cut, pieces
 from packnback.backup.cut import Cutter
-from packnback.backup.pieces import NewPieceList
+from packnback.backup.pieces import NewPieceList, OldPieceList
 from packnback.backup.recognise import Recogniser
 from packnback.ids import KIB, MIB
 
@@ -85,6 +86,82 @@ def test_a_stretch_of_zeros_is_followed_from_its_beginning(observed: Observed) -
     observed.save(before + bytes(3 * MIB) + after)
     observed.save(before[:-60_000] + bytes(3 * MIB) + after)
     assert observed.searched <= 8
+
+
+def piece_of_4_kib(draw: random.Random) -> bytes:
+    """Bytes that are one piece wherever they stand."""
+    while True:
+        data = draw.randbytes(64 * KIB)
+        length = Cutter(KEY.chunk_key).feed(memoryview(data), final=True)[0].pieces[0]
+        if length < 4400:
+            return data[:length]
+
+
+def test_a_pattern_is_followed_from_segment_to_segment(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments are not full: what comes after the last piece of one is the first piece of the next."""
+    monkeypatch.setattr(pieces, "SEGMENT_PIECES", 1200)
+    monkeypatch.setattr(pieces, "RUN_PIECES_MOST", 1100)
+    draw = random.Random(6)
+    content = (piece_of_4_kib(draw) + piece_of_4_kib(draw)) * 600
+    observed.save(content)
+    observed.save(content + b"x")
+    assert observed.searched <= 4
+
+
+def test_a_wrong_guess_is_not_repeated_at_once(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(7)
+    noise, piece = draw.randbytes(MIB), piece_of_4_kib(draw)
+    observed.save(noise + piece * 2 + bytes(600 * KIB))
+    hashed = 0
+    real = NewPieceList.digest
+
+    def count(new: NewPieceList, data: memoryview) -> bytes:
+        nonlocal hashed
+        hashed += len(data)
+        return real(new, data)
+
+    monkeypatch.setattr(NewPieceList, "digest", count)
+    content = noise + piece * 1000 + bytes(600 * KIB)
+    observed.save(content)
+    assert len(content) <= hashed < 1.1 * len(content)
+
+
+def test_pieces_by_another_rule_are_not_recognised(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be handed on from snapshot to snapshot, and other files cut otherwise for ever."""
+    content = random.Random(8).randbytes(2 * MIB)
+    with monkeypatch.context() as patch:
+        patch.setattr(cut, "PIECE_MIN", 2 * KIB)
+        patch.setattr(cache_rows, "CUT_RULE", "of old")
+        observed.save(content)
+    observed.save(content + b"x")
+    assert observed.searched == len(observed.lengths)
+
+
+def test_sizes_are_known_after_the_window_has_moved(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "SEGMENT_PIECES": 160,
+        "RUN_PIECES_MOST": 130,
+        "_AHEAD": 4,
+        "_BEHIND": 1,
+        "_STRIDE": 1,
+        "SMALL_OBJECT": 0,
+    }
+    for name, value in names.items():
+        monkeypatch.setattr(pieces, name, value)
+    monkeypatch.setattr(cut, "CHUNK_MIN", 128 * KIB)
+    monkeypatch.setattr(cut, "CHUNK_MAX", 512 * KIB)
+    sizes = []
+    real = OldPieceList.size_of
+
+    def note(old: OldPieceList, object_id: bytes) -> int:
+        sizes.append(real(old, object_id))
+        return sizes[-1]
+
+    monkeypatch.setattr(OldPieceList, "size_of", note)
+    content = random.Random(7).randbytes(24 * MIB)
+    observed.save(content)
+    observed.save(content[: 6 * MIB] + content[9 * MIB : 9 * MIB + 300_000] + content[6 * MIB :])
+    assert sizes and all(sizes)
 
 
 def test_nothing_in_common(observed: Observed) -> None:
