@@ -13,8 +13,8 @@
     value = MAC(key, table ‖ 0 ‖ lp(row key) ‖ body)[:8] ‖ body
     value = MAC(another key, row key ‖ body)[:8] ‖ body                             (contents)
 
-The check is keyed, under a key of this client and this repository: a row that rotted, was moved, or comes from
-elsewhere reads as no row at all. A *scope* is what else shapes a listing (`scope_of`): the same directory under
+The check is keyed, under a key of this client, this repository and this layout: a row that rotted, was moved, or
+comes from elsewhere reads as no row at all. A *scope* is what else shapes a listing (`scope_of`): the same directory under
 other options has another row. Bodies are CBOR where they vary in length, structs where they do not.
 """
 
@@ -37,6 +37,8 @@ from packnback.crypto.keys import PutKey
 from packnback.format.listing import Totals, path_key
 from packnback.ids import ID_LEN
 
+LAYOUT = 2
+"""To be changed with anything that is written here: rows of another layout are then not there."""
 SIGNATURE_LEN = 16
 STAMP_LEN = 16
 NO_STAMP = bytes(STAMP_LEN)
@@ -105,8 +107,8 @@ class Rows:
 
     def __init__(self, put_key: PutKey, repository_id: bytes) -> None:
         material = put_key.page_key + repository_id
-        self._key = DK("cache check", material)
-        self._content_key = DK("cache content", material)
+        self._key = DK(f"cache check, layout {LAYOUT}", material)
+        self._content_key = DK(f"cache content, layout {LAYOUT}", material)
         self.piece_key = DK("cache piece", material)
         self.digest_key = DK(f"cache piece, {CUT_RULE}", material)
         """Of the pieces of large files. Those that were cut by another rule are not to be found: they would stay."""

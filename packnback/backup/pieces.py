@@ -20,7 +20,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby, repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cbor2
 from blake3 import blake3
@@ -79,6 +79,8 @@ class _Segment(Struct):
     digests: Sequence[bytes]
     where: dict[bytes, int]
     """Digest → number, of usable pieces."""
+    is_last: bool
+    """The file ended with it. (It says so itself: after a crash it may not be the last one of which is known.)"""
 
 
 class OldPieceList:
@@ -112,7 +114,7 @@ class OldPieceList:
         """See `reuse.OldPieces`."""
         at, i = divmod(self._expected, SEGMENT_PIECES)
         segment = self._segments.get(at)
-        if segment is None or i >= len(segment.digests) - (at == self._facts.segments - 1):
+        if segment is None or i >= len(segment.digests) - segment.is_last:
             return None
         return segment.lengths[i], segment.digests[i]
 
@@ -186,9 +188,9 @@ class OldPieceList:
                 self._where.update(segment.where)
 
 
-def _segment(value: Sequence[bytes], missing: set[bytes] | frozenset[bytes], first: int) -> _Segment:
+def _segment(value: Sequence[Any], missing: set[bytes] | frozenset[bytes], first: int) -> _Segment:
     """A segment whose first piece has the number `first`."""
-    joined, sizes, runs, lengths, digests = value
+    joined, sizes, runs, lengths, digests, is_last = value
     ids = split_ids(joined)
     usable = [object_id not in missing for object_id in ids]
     objects, offsets, piece_lengths = array("I"), array("I"), array("I", lengths)
@@ -203,7 +205,7 @@ def _segment(value: Sequence[bytes], missing: set[bytes] | frozenset[bytes], fir
         where = {digest: first + i for i, digest in enumerate(split) if usable[objects[i]]}
     if len(where) < len(split):
         where.update((split[i], first + i) for i in _long_runs(split) if usable[objects[i]])
-    return _Segment(ids, array("I", sizes), usable, objects, offsets, piece_lengths, split, where)
+    return _Segment(ids, array("I", sizes), usable, objects, offsets, piece_lengths, split, where, is_last)
 
 
 def _long_runs(digests: Sequence[bytes]) -> Iterable[int]:
@@ -289,12 +291,15 @@ class NewPieceList:
             self._take(coming.popleft())
         if coming or not self.finished:
             return False
-        self._end_segment()
+        if self._lengths:
+            self._end_segment(is_last=True)
         facts = PieceFile(self._segments, self._length, self._size, time.time_ns(), self.step, self._poor)
         self._spool.pieces(self._file, facts)
         return True
 
     def _take(self, run: _Run) -> None:
+        if len(self._lengths) > SEGMENT_PIECES - RUN_PIECES_MOST:
+            self._end_segment(is_last=False)
         extent, size = run.extent, run.size
         if isinstance(extent, Place):
             size = extent.ticket.size
@@ -306,8 +311,6 @@ class NewPieceList:
         self._runs.extend((which, extent.offset, len(run.lengths)))
         self._lengths.extend(run.lengths)
         self._digests += run.digests
-        if len(self._lengths) > SEGMENT_PIECES - RUN_PIECES_MOST:
-            self._end_segment()
 
     def _start_segment(self) -> None:
         self._objects: dict[bytes, int] = {}
@@ -316,12 +319,10 @@ class NewPieceList:
         self._lengths = array("I")
         self._digests: list[bytes] = []
 
-    def _end_segment(self) -> None:
-        if not self._lengths:
-            return
+    def _end_segment(self, *, is_last: bool) -> None:
         key = segment_key(self._file, self._segments)
         arrays = [a.tobytes() for a in (self._sizes, self._runs, self._lengths)]
-        body = cbor2.dumps([b"".join(self._objects), *arrays, b"".join(self._digests)])
+        body = cbor2.dumps([b"".join(self._objects), *arrays, b"".join(self._digests), is_last])
         value = self._rows.seal(PIECES, key, body)
         self._spool.segment(key, value)
         self._segments += 1

@@ -9,9 +9,10 @@ import pytest
 from cached_client import KEY, CachedClient, settle
 
 from packnback.backup import cache_rows, cut, pieces
-from packnback.backup.cut import Cutter
+from packnback.backup.cut import PIECE_MIN, Cutter
 from packnback.backup.pieces import NewPieceList, OldPieceList
 from packnback.backup.recognise import Recogniser
+from packnback.backup.spool import Spool
 from packnback.ids import KIB, MIB
 
 
@@ -86,6 +87,23 @@ def test_a_stretch_of_zeros_is_followed_from_its_beginning(observed: Observed) -
     observed.save(before + bytes(3 * MIB) + after)
     observed.save(before[:-60_000] + bytes(3 * MIB) + after)
     assert observed.searched <= 8
+
+
+def test_the_end_of_a_file_is_known_after_a_crash(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies when the segments of a file that became shorter are written, and what they belong to is not."""
+    monkeypatch.setattr(pieces, "SEGMENT_PIECES", 1200)
+    monkeypatch.setattr(pieces, "RUN_PIECES_MOST", 1100)
+    draw = random.Random(9)
+    content = draw.randbytes(4 * MIB)
+    observed.save(content)
+    lengths = observed.lengths
+    cut_off = next(i for i, length in enumerate(lengths) if i > 100 and length > 3 * PIECE_MIN)
+    shorter = content[: sum(lengths[:cut_off]) + PIECE_MIN + 100]
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "pieces", lambda *_: None)
+        observed.save(shorter)
+    observed.save(shorter + content[len(shorter) : MIB + 300 * KIB] + draw.randbytes(MIB))
+    assert observed.searched < len(observed.lengths)
 
 
 def piece_of_4_kib(draw: random.Random) -> bytes:
