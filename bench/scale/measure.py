@@ -24,6 +24,7 @@ from pathlib import Path
 
 from grow import Random, grow
 
+from packnback.cli.main import collect_seldom
 from packnback.format import record as record_format
 from packnback.gc.compact import CompactOptions, compact
 from packnback.gc.forget import forget
@@ -144,6 +145,7 @@ OPERATIONS: dict[str, Callable[[LocalRepository], str]] = {
 
 def run_here(operation: str, path: str) -> None:
     """The child: do it, and tell what was said on stdout."""
+    collect_seldom()
     repository = open_local(path)
     before, began = os.times(), time.monotonic()
     said = OPERATIONS[operation](repository)

@@ -14,8 +14,8 @@
     value = MAC(another key, row key ‖ body)[:8] ‖ body                             (contents)
 
 The check is keyed, under a key of this client, this repository and this layout: a row that rotted, was moved, or
-comes from elsewhere reads as no row at all. A *scope* is what else shapes a listing (`scope_of`): the same directory under
-other options has another row. Bodies are CBOR where they vary in length, structs where they do not.
+comes from elsewhere reads as no row at all. A *scope* is what else shapes a listing (`scope_of`): the same directory
+under other options has another row. Bodies are CBOR where they vary in length, structs where they do not.
 """
 
 from __future__ import annotations

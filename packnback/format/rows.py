@@ -122,6 +122,17 @@ def decode_object(key: bytes, value: bytes) -> ObjectRow:
     return ObjectRow._make(_OBJECT.unpack(unseal("objects", key, value)))
 
 
+def split_object(key: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """(pack number, everything else), encoded: to compare millions of rows."""
+    row = unseal("objects", key, value)
+    return row[:4], row[4:]
+
+
+def encode_pack_number(number: int) -> bytes:
+    """A pack's number as it stands at the beginning of a row of ``objects``."""
+    return number.to_bytes(4, "little")
+
+
 def pack_of_object(value: bytes) -> int:
     """The pack number alone, unchecked: to pick rows out of millions, which are then decoded."""
     return int.from_bytes(value[:4], "little")

@@ -57,6 +57,18 @@ class WriteTxn(ReadTxn, Protocol):
     def put_many(self, table: str, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """`put` for each pair. Ascending keys are the fastest."""
 
+    def append_many(self, table: str, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        """`put_many` of ascending keys that lie behind all others: faster still, and fills its pages.
+
+        Raises `ValueError` for others.
+        """
+
+    def put_new(self, table: str, pairs: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        """`put` for each pair whose key is not there yet; ascending keys are the fastest.
+
+        Returns the numbers of the pairs that found another value under their key.
+        """
+
     def delete(self, table: str, key: bytes) -> bool:
         """Remove the row at `key`; False when there was none."""
 

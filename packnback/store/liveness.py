@@ -8,6 +8,7 @@ derived in one pass and written in their order (`Liveness.count_all`).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -130,6 +131,7 @@ class Liveness:
         roots = [key[:ID_LEN] for key, _ in self._txn.scan("roots")]
         inner = {key for key, _ in self._txn.scan("refs")}
         counted = mark(roots, inner, self.refs)
+        live_bytes: defaultdict[int, int] = defaultdict(int)
         while batch := list(islice(counted, _BATCH)):
             found = self._txn.get_many("objects", [object_id for object_id, _ in batch])
             live = []
@@ -137,5 +139,7 @@ class Liveness:
                 if value is not None:
                     row = rows.decode_object(object_id, value)
                     live.append((object_id, rows.encode_count(object_id, count)))
-                    self.pack(row.pack).live_bytes += row.length
-            self._txn.put_many("counts", live)
+                    live_bytes[row.pack] += row.length
+            self._txn.append_many("counts", live)
+        for number, length in live_bytes.items():
+            self.pack(number).live_bytes = length

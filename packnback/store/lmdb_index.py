@@ -82,6 +82,22 @@ class _Writer(_Reader):
         with self._txn.cursor(self._tables[table]) as cursor:
             cursor.putmulti((_checked(key), value) for key, value in rows)
 
+    def append_many(self, table: str, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        self._changes += 1
+        with self._txn.cursor(self._tables[table]) as cursor:
+            consumed, added = cursor.putmulti(((_checked(key), value) for key, value in rows), append=True)
+        if added < consumed:
+            raise ValueError("appended rows do not ascend")
+
+    def put_new(self, table: str, rows: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        self._changes += 1
+        with self._txn.cursor(self._tables[table]) as cursor:
+            consumed, added = cursor.putmulti(((_checked(key), value) for key, value in rows), overwrite=False)
+        if added == consumed:
+            return []
+        found = self.get_many(table, [key for key, _ in rows])
+        return [i for i, (row, value) in enumerate(zip(rows, found, strict=True)) if row[1] != value]
+
     def delete(self, table: str, key: bytes) -> bool:
         self._changes += 1
         return self._txn.delete(_checked(key), db=self._tables[table])

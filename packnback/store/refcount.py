@@ -149,16 +149,12 @@ class Ledger:
 
     def _adopt_data(self, arrivals: Sequence[_Arrival]) -> None:
         """Objects of data, ascending by id: they need nothing, so all are complete."""
-        fresh: list[_Arrival] = []
-        copies: list[_Arrival] = []
-        last = b""
-        known = self.txn.get_many("objects", [record.id for _, record in arrivals])
-        for arrival, value in zip(arrivals, known, strict=True):
-            object_id = arrival[1].id
-            (fresh if value is None and object_id != last else copies).append(arrival)
-            last = object_id
-        self.txn.put_many("objects", rows.encode_objects((r.id, _location(n, r)) for n, r in fresh))
+        found = rows.encode_objects((record.id, _location(number, record)) for number, record in arrivals)
+        known = self.txn.put_new("objects", found)
+        copies = [arrivals[i] for i in known]
         if self._waiting or self._roots:
+            others = set(known)
+            fresh = [arrival for i, arrival in enumerate(arrivals) if i not in others]
             for number, record in fresh:
                 self._count_arrived(number, record)
             for _, record in fresh:

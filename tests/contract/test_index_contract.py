@@ -107,6 +107,29 @@ class IndexContract(ABC):
         index.write(lambda txn: txn.put_many("objects", []))
         assert rows_of(index) == [(b"a", b"1"), (b"b", b"3")]
 
+    def test_append_many(self, index: Index) -> None:
+        index.write(put("objects", (b"a", b"1")))
+        index.write(lambda txn: txn.append_many("objects", iter([(b"b", b"2"), (b"c", b"3")])))
+        index.write(lambda txn: txn.append_many("objects", []))
+        assert rows_of(index) == [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]
+
+    @pytest.mark.parametrize("keys", [[b"a"], [b"b"], [b"c", b"c"], [b"d", b"c"]])
+    def test_rows_that_do_not_ascend_are_not_appended(self, index: Index, keys: list[bytes]) -> None:
+        index.write(put("objects", (b"b", b"1")))
+        with pytest.raises(ValueError):
+            index.write(lambda txn: txn.append_many("objects", [(key, b"2") for key in keys]))
+        assert rows_of(index) == [(b"b", b"1")]
+
+    def test_put_new(self, index: Index) -> None:
+        index.write(put("objects", (b"a", b"1"), (b"c", b"3")))
+        fresh = [(b"b", b"2"), (b"d", b"4")]
+        assert index.write(lambda txn: txn.put_new("objects", fresh)) == []
+        found = [(b"a", b"other"), (b"c", b"3"), (b"e", b"5"), (b"e", b"6"), (b"f", b"")]
+        assert index.write(lambda txn: txn.put_new("objects", found)) == [0, 3]
+        assert index.write(lambda txn: txn.put_new("objects", [])) == []
+        kept = [(b"a", b"1"), (b"b", b"2"), (b"c", b"3"), (b"d", b"4"), (b"e", b"5"), (b"f", b"")]
+        assert rows_of(index) == kept
+
     def test_an_exception_among_the_rows_aborts(self, index: Index) -> None:
         def rows() -> Iterator[tuple[bytes, bytes]]:
             yield b"a", b"1"

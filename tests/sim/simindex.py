@@ -99,6 +99,20 @@ class SimWriteTxn(SimReadTxn):
         for key, value in rows:
             self.put(table, key, value)
 
+    def append_many(self, table: str, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        order = self._owned(table).order
+        for key, value in rows:
+            if order and _checked(key) <= order[-1]:
+                raise ValueError("appended rows do not ascend")
+            self.put(table, key, value)
+
+    def put_new(self, table: str, rows: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        owned = self._owned(table)
+        for key, value in rows:
+            if key not in owned.rows:
+                self.put(table, key, value)
+        return [i for i, (key, value) in enumerate(rows) if owned.rows[key] != value]
+
     def delete(self, table: str, key: bytes) -> bool:
         owned = self._owned(table)
         if owned.rows.pop(_checked(key), None) is None:

@@ -16,7 +16,7 @@ from smallclient import OWNER, SmallClient
 from packnback.crypto.payload import encode_payload
 from packnback.crypto.seal import body_length, object_id, seal_body
 from packnback.errors import DamageBlocks, DiskFull, SnapshotDamage, Unreadable
-from packnback.format import record
+from packnback.format import record, rows
 from packnback.format.pack import TRAILER_LEN
 from packnback.format.record import parse
 from packnback.format.snapshot import marker_name
@@ -214,6 +214,28 @@ def test_damaged_index_is_told_apart_from_damaged_files(repository: LocalReposit
     flip(data_packs(repository)[0], -TRAILER_LEN - 5)
     report = check_structure(repository)
     assert not report.repaired and {f.kind for f in report.damage} == {"pack", "object"}
+    assert check_structure(repository).repaired == []
+
+
+@pytest.mark.parametrize("field", ["pack", "offset", "length", "kind", "level", None])
+def test_a_row_that_lies_with_a_good_checksum_is_found(repository: LocalRepository, field: str | None) -> None:
+    backup(repository, tree_of(1))
+    backup(repository, tree_of(2))
+
+    def lie(txn: lmdb_index._Writer) -> None:
+        found = list(txn.scan("objects"))
+        key, value = found[len(found) // 2]
+        row = rows.decode_object(key, value)
+        if field is None:
+            txn.delete("objects", key)
+            return
+        packs = [rows.decode_object(*pair).pack for pair in found]
+        other = next(p for p in packs if p != row.pack) if field == "pack" else getattr(row, field) ^ 1
+        txn.put("objects", key, rows.encode_object(key, row._replace(**{field: other})))
+
+    repository.ports.index.write(lie)
+    report = check_structure(repository)
+    assert not report.damage and ["objects" in difference for difference in report.repaired] == [True]
     assert check_structure(repository).repaired == []
 
 

@@ -90,7 +90,7 @@ def test_a_stretch_of_zeros_is_followed_from_its_beginning(observed: Observed) -
 
 
 def test_the_end_of_a_file_is_known_after_a_crash(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process dies when the segments of a file that became shorter are written, and what they belong to is not."""
+    """The process dies when the segments of a file that became shorter are written, and its facts are not."""
     monkeypatch.setattr(pieces, "SEGMENT_PIECES", 1200)
     monkeypatch.setattr(pieces, "RUN_PIECES_MOST", 1100)
     draw = random.Random(9)
