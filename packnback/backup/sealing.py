@@ -19,8 +19,8 @@ from packnback.crypto.envelope import SealingKeys, make_envelope
 from packnback.crypto.keys import PutKey
 from packnback.crypto.payload import CODEC_NONE
 from packnback.crypto.seal import BODY_OVERHEAD, PADDED_AT, Payload, choose_payload, object_id, seal_in_place
-from packnback.format.record import blank, encode_header, envelope_record, stamp
-from packnback.ids import ID_LEN, KIB, MIB, Kind, ObjectClass, class_of
+from packnback.format.record import encode_header, envelope_record, stamp
+from packnback.ids import CHECKSUM_LEN, ID_LEN, KIB, MIB, Kind, ObjectClass, class_of
 
 ENVELOPE_BYTES = 64 * MIB
 ENVELOPE_SECONDS = 15 * 60
@@ -121,8 +121,7 @@ class Sealer:
         envelope = self._envelope(class_of(kind), payload.padded_len)
         body_length = payload.padded_len + BODY_OVERHEAD
         header = encode_header(kind, level, len(refs) // ID_LEN, body_length, object_id, envelope.id)
-        record = blank(header, refs, body_length)
-        payload.write(record, len(header) + len(refs) + PADDED_AT)
+        record = payload.laid_out((header, refs, bytes(PADDED_AT)), BODY_OVERHEAD - PADDED_AT + CHECKSUM_LEN)
         return Unsealed(record, header, refs, payload.padded_len, envelope)
 
     def seal(self, unsealed: Unsealed) -> Sealed:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Iterable
 
 import zstandard
 from msgspec import Struct
@@ -95,12 +96,14 @@ class Payload(Struct, frozen=True):
     raw_len: int
     padded_len: int
 
-    def write(self, out: bytearray, at: int) -> None:
-        """Lay it out in ``out[at : at + padded_len]``, which holds zeros."""
-        PAYLOAD_HEADER.pack_into(out, at, self.codec, len(self.stored), self.raw_len)
-        start = at + PAYLOAD_HEADER.size
-        # Through a view: a bytearray would first make one of its own of what is assigned to it.
-        memoryview(out)[start : start + len(self.stored)] = self.stored
+    def laid_out(self, before: Iterable[Buffer], after_len: int) -> bytearray:
+        """All of `before`, the padded payload, and `after_len` zeros.
+
+        Joined, because that copies once; a bytearray of a given length is filled with zeros first.
+        """
+        header = PAYLOAD_HEADER.pack(self.codec, len(self.stored), self.raw_len)
+        zeros = bytes(self.padded_len - len(header) - len(self.stored) + after_len)
+        return bytearray().join((*before, header, self.stored, zeros))
 
 
 def encode_payload(
@@ -108,9 +111,7 @@ def encode_payload(
 ) -> bytearray:
     """Frame and pad `plaintext`; see `choose_payload`."""
     payload = choose_payload(plaintext, object_class, codec_level=codec_level, floor=floor)
-    padded = bytearray(payload.padded_len)
-    payload.write(padded, 0)
-    return padded
+    return payload.laid_out((), 0)
 
 
 def choose_payload(

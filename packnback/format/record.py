@@ -73,16 +73,8 @@ def finish(header: bytes, refs: bytes, body: bytes | bytearray | memoryview) -> 
     return b"".join((header, refs, body, hasher.digest(CHECKSUM_LEN)))
 
 
-def blank(header: bytes, refs: bytes, body_length: int) -> bytearray:
-    """A record whose body and checksum are still zeros; `stamp` makes it whole once the body is written."""
-    record = bytearray(len(header) + len(refs) + body_length + CHECKSUM_LEN)
-    record[: len(header)] = header
-    record[len(header) : len(header) + len(refs)] = refs
-    return record
-
-
 def stamp(record: bytearray) -> None:
-    """Write the checksum of all that precedes it."""
+    """Write the checksum of all that precedes its place at the end."""
     end = len(record) - CHECKSUM_LEN
     record[end:] = blake3(memoryview(record)[:end]).digest(CHECKSUM_LEN)
 

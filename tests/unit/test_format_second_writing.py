@@ -292,9 +292,7 @@ def test_a_meta_envelope_and_a_record_with_refs() -> None:
     laid_out = padded(2, 1, bytes(payload.stored), len(plaintext), 4096)
     expected = object_record(META_ENVELOPE, 2, 3, 1, refs, plaintext, laid_out, META_FRESH)
     header = record.encode_header(3, 1, 2, payload.padded_len + 40, expected[16:48], identity)
-    out = bytearray(payload.padded_len)
-    payload.write(out, 0)
-    body = seal_body(keys, header, refs, out, randomness=META_FRESH)
+    body = seal_body(keys, header, refs, payload.laid_out((), 0), randomness=META_FRESH)
     assert record.finish(header, refs, body) == expected
 
 
