@@ -49,6 +49,8 @@ FILE_LEN = 16
 _CHECK_LEN = 8
 _CONTENT_BUNDLE = struct.Struct("<32sQI")
 _CONTENT_PLACE = struct.Struct("<II")
+CONTENT_ROW_LEN = CONTENT_LEN + _CHECK_LEN + _CONTENT_BUNDLE.size + _CONTENT_PLACE.size
+"""Length of a row of contents, key and value."""
 _BUNDLE = struct.Struct("<32sI")
 _USAGE = struct.Struct("<QI")
 _NUMBER = struct.Struct(">Q")
@@ -169,15 +171,15 @@ class Rows:
 
     def contents(
         self, bundle: bytes, number: int, size: int, contents: Iterable[tuple[bytes, int, int]]
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """(key, value) of each of a bundle's contents, given as (key, offset, length).
+    ) -> Iterator[bytes]:
+        """The row (key, then value) of each of a bundle's contents, given as (key, offset, length).
 
         There is one for every small file of a first backup, so this way is the shortest that there is.
         """
         front, place, check_key = _CONTENT_BUNDLE.pack(bundle, number, size), _CONTENT_PLACE.pack, self._content_key
         for key, offset, length in contents:
             body = front + place(offset, length)
-            yield key, blake3(key + body, key=check_key).digest(_CHECK_LEN) + body
+            yield key + blake3(key + body, key=check_key).digest(_CHECK_LEN) + body
 
     def read_content(self, key: bytes, value: bytes | None) -> ContentRow | None:
         """The content in a value."""

@@ -22,6 +22,7 @@ from msgspec import Struct, field
 from packnback.backup.cache import AGES, BUNDLES, CONTENTS, META, PIECES, ROWS, USAGE, Cache, CacheFailed, WriteRows
 from packnback.backup.cache_rows import (
     CONTENT_LEN,
+    CONTENT_ROW_LEN,
     PieceFile,
     Rows,
     aged_file,
@@ -29,8 +30,8 @@ from packnback.backup.cache_rows import (
     number_key,
     segment_key,
 )
-from packnback.backup.scatter import Scatter
 from packnback.ids import MIB
+from packnback.sorter import LIST_ROWS, Sorter
 
 CONTENTS_LIMIT = 1 << 23
 """Contents of small files that are remembered; beyond, some are forgotten, whichever they are."""
@@ -67,7 +68,6 @@ class Spool:
     def __init__(self, cache: Cache, rows: Rows) -> None:
         self._cache = cache
         self._rows = rows
-        self._contents = 0
         """How many wait."""
         self._file = tempfile.TemporaryFile(dir=cache.directory, buffering=1 * MIB)  # noqa: SIM115  it lives as long as this
 
@@ -81,7 +81,6 @@ class Spool:
 
     def bundle(self, bundle: bytes, size: int, contents: Sequence[BundledContent]) -> None:
         """A bundle and what is in it."""
-        self._contents += len(contents)
         self._add(["bundle", bundle, size, contents])
 
     def segment(self, key: bytes, value: bytes) -> None:
@@ -97,7 +96,7 @@ class Spool:
         try:
             self._file.flush()
             self._file.seek(0)
-            with Scatter(self._cache.directory, self._contents, CONTENT_LEN) as contents:
+            with Sorter(CONTENT_ROW_LEN, self._cache.directory, LIST_ROWS) as contents:
                 batch = _Batch()
                 for record in self._records():
                     _enter(batch, record)
@@ -107,7 +106,6 @@ class Spool:
                 self._write(batch, contents)
                 for rows in contents.in_order():
                     self._cache.write(partial(_write_contents, rows=rows))
-            self._contents = 0
             self._file.seek(0)
             self._file.truncate()
         except OSError as error:
@@ -130,7 +128,7 @@ class Spool:
         while length := self._file.read(4):
             yield marshal.loads(self._file.read(int.from_bytes(length, "little")))
 
-    def _write(self, batch: _Batch, contents: Scatter) -> None:
+    def _write(self, batch: _Batch, contents: Sorter) -> None:
         """Write a batch; the rows of its contents are for `contents`, as they go into an order of their own."""
         for bundle, number, size, placed in self._cache.write(lambda txn: self._write_in(txn, batch)):
             contents.add(self._rows.contents(bundle, number, size, placed))
@@ -198,8 +196,8 @@ class Spool:
         return known.length
 
 
-def _write_contents(txn: WriteRows, rows: list[tuple[bytes, bytes]]) -> None:
-    txn.put_many(CONTENTS, rows)
+def _write_contents(txn: WriteRows, rows: list[bytes]) -> None:
+    txn.put_many(CONTENTS, [(row[:CONTENT_LEN], row[CONTENT_LEN:]) for row in rows])
     excess = txn.count(CONTENTS) - CONTENTS_LIMIT
     if excess > 0:
         # Keys are hashes: a run of them from anywhere on is a sample of all.

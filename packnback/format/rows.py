@@ -72,6 +72,9 @@ _CHECK = struct.Struct("<I")
 _RESIDUE = 0x2144DF1C
 """CRC-32 of anything that is followed by its own CRC-32 (little-endian)."""
 _OBJECT = struct.Struct("<IQIBB")
+_OBJECT_KIND_AT = struct.calcsize("<IQI")
+OBJECT_LEN = _OBJECT.size + _CHECK.size
+"""Length of a value of ``objects``."""
 _MORE = struct.Struct("<QI")
 _PACK = struct.Struct("<32sQBBIQQI")
 _SNAPSHOT = struct.Struct("<32s16s16sIQ32s32sqqQQBBQ")
@@ -122,15 +125,10 @@ def decode_object(key: bytes, value: bytes) -> ObjectRow:
     return ObjectRow._make(_OBJECT.unpack(unseal("objects", key, value)))
 
 
-def split_object(key: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """(pack number, everything else), encoded: to compare millions of rows."""
+def split_object(key: bytes, value: bytes) -> tuple[int, bytes]:
+    """(pack number, everything else, encoded): to compare millions of rows."""
     row = unseal("objects", key, value)
-    return row[:4], row[4:]
-
-
-def encode_pack_number(number: int) -> bytes:
-    """A pack's number as it stands at the beginning of a row of ``objects``."""
-    return number.to_bytes(4, "little")
+    return int.from_bytes(row[:4], "little"), row[4:]
 
 
 def pack_of_object(value: bytes) -> int:
@@ -141,6 +139,11 @@ def pack_of_object(value: bytes) -> int:
 def more_key(object_id: bytes, pack: int) -> bytes:
     """Key of ``more``."""
     return object_id + _NUMBER.pack(pack)
+
+
+def kind_of_object(value: bytes) -> int:
+    """The kind alone, unchecked, like `pack_of_object`."""
+    return value[_OBJECT_KIND_AT]
 
 
 def split_more_key(key: bytes) -> tuple[bytes, int]:

@@ -32,7 +32,7 @@ from packnback.format import pack as pack_format
 from packnback.format import rows, snapshot
 from packnback.format.condemned import CondemnedList
 from packnback.format.pack import Footer
-from packnback.format.rows import SnapshotRow
+from packnback.format.rows import PackRow, SnapshotRow
 from packnback.format.snapshot import KeptHeader, SnapshotFile
 from packnback.ids import KIB
 from packnback.store import layout
@@ -64,6 +64,14 @@ class FoundPack(Struct, frozen=True):
         if self.footer is not None:
             return rows.GOOD
         return rows.NEWER if isinstance(self.problem, UnsupportedVersion) else rows.DAMAGED
+
+
+class PackFacts(Struct, frozen=True):
+    """What an index remembers of a pack beside its objects."""
+
+    row: PackRow
+    used: dict[bytes, int]
+    """By client id, the bytes of its records."""
 
 
 Tail = tuple[int, bytes]
@@ -162,6 +170,22 @@ def find_packs(blobs: BlobStore, names: Sequence[bytes], counters: Counters) -> 
             pack = find_pack(blobs, name, counters, tail.result)
             if pack is not None:
                 yield pack
+
+
+def pack_facts(name: bytes, size: int, footer: Footer | None, status: int = rows.GOOD) -> PackFacts:
+    """What an index is to remember of a pack; of one without a footer that is little.
+
+    A record belongs to the client that its envelope names, wherever compaction has moved it.
+    """
+    row, used = PackRow(name, size, status), dict[bytes, int]()
+    if footer is not None:
+        row.object_class = footer.object_class
+        row.records = len(footer.records)
+        row.record_bytes = sum(r.length for r in footer.records)
+        for record in footer.records:
+            client_id = footer.envelopes[record.envelope].client_id
+            used[client_id] = used.get(client_id, 0) + record.length
+    return PackFacts(row, used)
 
 
 def check_snapshot(name: str, file: SnapshotFile, repository_id: bytes, owner_bundle: bytes) -> str:

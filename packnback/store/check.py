@@ -9,6 +9,7 @@ every record and its checksum is `packnback.store.scrub`.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 from itertools import groupby, zip_longest
 from operator import itemgetter
@@ -125,17 +126,19 @@ def _pack_names(txn: ReadTxn) -> dict[int, tuple[bytes, rows.PackRow]]:
 
 def _renumbering(
     names: dict[int, tuple[bytes, rows.PackRow]], others: dict[int, tuple[bytes, rows.PackRow]]
-) -> dict[bytes, bytes]:
-    """From the packs' numbers in one index to those in the other, both as they stand in rows."""
+) -> array[int]:
+    """At the number of a pack in one index, its number in the other; 0, which is none, where it has none.
+
+    An array, as each row asks for another one of them: a dict of that many would not stay in the processor's cache.
+    """
     numbers = {name: number for number, (name, _) in others.items()}
-    return {
-        rows.encode_pack_number(number): rows.encode_pack_number(numbers[name])
-        for number, (name, _) in names.items()
-        if name in numbers
-    }
+    found = array("I", [0]) * (max(names, default=0) + 1)
+    for number, (name, _) in names.items():
+        found[number] = numbers.get(name, 0)
+    return found
 
 
-def _different_object(live: ReadTxn, fresh: ReadTxn, numbers: dict[bytes, bytes]) -> bytes:
+def _different_object(live: ReadTxn, fresh: ReadTxn, numbers: array[int]) -> bytes:
     """The first key whose rows differ but for the numbering of packs, or nothing. (There are millions.)"""
     split = rows.split_object
     for (key, value), (other_key, other) in zip_longest(
@@ -143,8 +146,9 @@ def _different_object(live: ReadTxn, fresh: ReadTxn, numbers: dict[bytes, bytes]
     ):
         if key != other_key:
             return key or other_key
-        (number, row), (other_number, other_row) = split(key, value), split(key, other)
-        if row != other_row or numbers.get(number) != other_number:
+        number, row = split(key, value)
+        # The fresh one's row needs no check of its own: it has to say the same.
+        if row != other[4:-4] or number >= len(numbers) or numbers[number] != rows.pack_of_object(other):
             return key
     return b""
 

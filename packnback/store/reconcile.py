@@ -31,11 +31,11 @@ from packnback.format.condemned import CondemnedList
 from packnback.format.rows import SnapshotRow
 from packnback.format.snapshot import KeptHeader
 from packnback.ids import ObjectClass
-from packnback.store import adoption, layout
+from packnback.store import adoption, bulk, layout
 from packnback.store.adoption import FoundPack
 from packnback.store.blobs import BlobStore
 from packnback.store.index import Index, ReadTxn, WriteTxn
-from packnback.store.refcount import Ledger
+from packnback.store.refcount import Ledger, next_number
 
 _BATCH_RECORDS = 50_000
 """About so many records are adopted in one transaction."""
@@ -171,12 +171,24 @@ def _settle(truth: Truth, new: Names) -> None:
 # --- packs -------------------------------------------------------------------------------------------------
 
 
-def _adopt_packs(truth: Truth, index: Index, names: Iterable[bytes]) -> None:
-    """Adopt packs in bounded transactions."""
+def _adopt_packs(truth: Truth, index: Index, names: set[bytes]) -> None:
+    """Adopt packs in bounded transactions, or in one where nothing stands and many come."""
     truth.watch.progress.begin("reading packs", None, "packs")
+    if len(names) >= bulk.MANY_PACKS and _adopt_sorted(truth, index, names):
+        return
     for batch in _batches(_leaves_first(truth, sorted(names))):
         index.write(_adopting(batch))
         truth.watch.progress.advance(len(batch))
+
+
+def _adopt_sorted(truth: Truth, index: Index, names: set[bytes]) -> bool:
+    """Adopt packs by way of sorted rows. False, and nothing is done, where an index knows packs already."""
+    with index.read() as txn:
+        if txn.count("pack_names"):
+            return False
+        first = next_number(txn)
+    with bulk.SortedPacks(truth.blobs, truth.watch, sorted(names), first) as packs:
+        return index.write(lambda txn: _settled(txn, packs.adopt))
 
 
 def _leaves_first(truth: Truth, names: list[bytes]) -> Iterator[FoundPack]:
@@ -206,15 +218,22 @@ def _batches(packs: Iterable[FoundPack]) -> Iterator[list[FoundPack]]:
         yield batch
 
 
-def _adopting(batch: list[FoundPack]) -> Callable[[WriteTxn], None]:
-    def body(txn: WriteTxn) -> None:
-        ledger = Ledger(txn)
+def _adopting(batch: list[FoundPack]) -> Callable[[WriteTxn], bool]:
+    def adopt(ledger: Ledger) -> bool:
         ledger.adopt_packs((found.name, found.size, found.footer, found.status) for found in batch)
-        ledger.settle()
-        if ledger.conflicts:
-            txn.put("meta", _UNORDERED, rows.seal(_UNORDERED, b""))
+        return True
 
-    return body
+    return lambda txn: _settled(txn, adopt)
+
+
+def _settled(txn: WriteTxn, adopt: Callable[[Ledger], bool]) -> bool:
+    """Let a ledger adopt packs, and note what contradicts itself."""
+    ledger = Ledger(txn)
+    done = adopt(ledger)
+    ledger.settle()
+    if ledger.conflicts:
+        txn.put("meta", _UNORDERED, rows.seal(_UNORDERED, b""))
+    return done
 
 
 def _needs_order(index: Index, *, removed: bool) -> bool:

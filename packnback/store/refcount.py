@@ -24,12 +24,14 @@ from packnback.format import rows
 from packnback.format.condemned import CondemnedList
 from packnback.format.pack import Footer, RecordRow
 from packnback.format.record import REF_KINDS, level_of
-from packnback.format.rows import ObjectRow, PackRow, ReleasedRow, SnapshotRow
+from packnback.format.rows import ObjectRow, ReleasedRow, SnapshotRow
 from packnback.format.snapshot import KeptHeader, decode_header, decode_receipt, snapshot_name
 from packnback.ids import ID_LEN, Kind
+from packnback.store.adoption import PackFacts, pack_facts
 from packnback.store.condemned import condemned_numbers
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.liveness import Liveness, pack_row
+from packnback.store.whole import all_whole
 
 __all__ = ["Ledger", "contradicts", "is_complete", "lookup", "pack_row"]
 
@@ -69,7 +71,14 @@ def batches(txn: ReadTxn, table: str) -> Iterator[list[tuple[bytes, bytes]]]:
         start = batch[-1][0] + b"\0"
 
 
-def _location(number: int, record: RecordRow) -> ObjectRow:
+def next_number(txn: ReadTxn) -> int:
+    """The number of the next pack to be adopted."""
+    value = txn.get("meta", b"next pack")
+    return int.from_bytes(rows.unseal("meta", b"next pack", value), "big") if value else 1
+
+
+def location(number: int, record: RecordRow) -> ObjectRow:
+    """The row of a record in the pack of this number, as an object."""
     return ObjectRow(number, record.offset, record.length, record.kind, record.level)
 
 
@@ -87,13 +96,12 @@ class Ledger:
         self._known_roots: set[bytes] | None = None
         self._waiting = txn.count("waiting")
         self._roots = txn.count("roots")
-        number = txn.get("meta", b"next pack")
-        self._next = int.from_bytes(rows.unseal("meta", b"next pack", number), "big") if number else 1
+        self.next_number = next_number(txn)
 
     def settle(self) -> None:
         """Write what is still only in memory. Nothing may be changed through this ledger afterwards."""
         self._live.settle()
-        value = self._next.to_bytes(4, "big")
+        value = self.next_number.to_bytes(4, "big")
         self.txn.put("meta", b"next pack", rows.seal(b"next pack", value))
 
     # --- packs ------------------------------------------------------------------------------------------
@@ -110,7 +118,8 @@ class Ledger:
         arrivals: list[_Arrival] = []
         for name, size, footer, status in packs:
             if self.txn.get("pack_names", name) is None:
-                arrivals += self._adopt_name(name, size, footer, status)
+                number = self.adopt_name(pack_facts(name, size, footer, status))
+                arrivals += ((number, record) for record in (footer.records if footer is not None else ()))
         data = [arrival for arrival in arrivals if arrival[1].kind == Kind.DATA]
         data.sort(key=lambda arrival: arrival[1].id)
         self._adopt_data(data)
@@ -120,36 +129,24 @@ class Ledger:
             if known is None:
                 self._adopt_inner(number, record)
             else:
-                self._adopt_copy(number, record, known)
+                self.adopt_copy(record.id, location(number, record), record.refs, known)
 
-    def _adopt_name(self, name: bytes, size: int, footer: Footer | None, status: int) -> list[_Arrival]:
-        number, self._next = self._next, self._next + 1
-        row = PackRow(name, size, status)
-        self._live.add_pack(number, row)
+    def adopt_name(self, facts: PackFacts) -> int:
+        """Add a pack that is not known, without its objects. Returns its number: the next one that is free."""
+        number, self.next_number = self.next_number, self.next_number + 1
+        name = facts.row.name
+        self._live.add_pack(number, replace(facts.row))
         self.txn.put("pack_names", name, rows.encode_number(name, number))
         if self.txn.count("doomed") and any(True for _ in self.txn.scan("doomed", name)):
             self._condemned.add(number)
-        if footer is None:
-            return []
-        row.object_class = footer.object_class
-        row.records = len(footer.records)
-        row.record_bytes = sum(r.length for r in footer.records)
-        self._count_usage(number, footer)
-        return [(number, record) for record in footer.records]
-
-    def _count_usage(self, number: int, footer: Footer) -> None:
-        """A record belongs to the client that its envelope names, wherever compaction has moved it."""
-        used: dict[bytes, int] = {}
-        for record in footer.records:
-            client_id = footer.envelopes[record.envelope].client_id
-            used[client_id] = used.get(client_id, 0) + record.length
-        for client_id, length in used.items():
+        for client_id, length in facts.used.items():
             key = rows.usage_key(client_id, number)
             self.txn.put("usage", key, rows.encode_usage(key, length))
+        return number
 
     def _adopt_data(self, arrivals: Sequence[_Arrival]) -> None:
         """Objects of data, ascending by id: they need nothing, so all are complete."""
-        found = rows.encode_objects((record.id, _location(number, record)) for number, record in arrivals)
+        found = rows.encode_objects((record.id, location(number, record)) for number, record in arrivals)
         known = self.txn.put_new("objects", found)
         copies = [arrivals[i] for i in known]
         if self._waiting or self._roots:
@@ -162,13 +159,27 @@ class Ledger:
         for number, record in copies:
             row = lookup(self.txn, record.id)
             if row is not None:
-                self._adopt_copy(number, record, row)
+                self.adopt_copy(record.id, location(number, record), b"", row)
+
+    def put_inner(self, number: int, records: Iterable[RecordRow]) -> None:
+        """Add a pack's objects that need others, without a look at these: `recount` judges them all."""
+        self.stale = True
+        for record in records:
+            known = lookup(self.txn, record.id)
+            if known is None:
+                self._put_inner(number, record)
+            else:
+                self.adopt_copy(record.id, location(number, record), record.refs, known)
+
+    def _put_inner(self, number: int, record: RecordRow) -> None:
+        object_id = record.id
+        self.txn.put("objects", object_id, rows.encode_object(object_id, location(number, record)))
+        self.txn.put("refs", object_id, rows.seal(object_id, record.refs))
 
     def _adopt_inner(self, number: int, record: RecordRow) -> None:
         """An object that needs others."""
         object_id, refs = record.id, record.ref_list
-        self.txn.put("objects", object_id, rows.encode_object(object_id, _location(number, record)))
-        self.txn.put("refs", object_id, rows.seal(object_id, record.refs))
+        self._put_inner(number, record)
         whole = self.judge(object_id, record.kind, record.level, refs)
         if self._count_arrived(number, record):
             self._live.activate(refs)
@@ -196,13 +207,13 @@ class Ledger:
     def judge(self, object_id: bytes, kind: int, level: int, refs: Sequence[bytes]) -> bool:
         """Whether an object is complete: all its refs are, and its kind and level are what they allow.
 
-        If it is not, that is noted, and for what it waits.
+        If it is not, that is noted, and for what it waits. (One that refers to itself has a level that does not fit.)
         """
         missing, highest, fits, allowed = [], 0, True, REF_KINDS[kind]
         found = self.txn.get_many("objects", refs)
         broken = self.txn.get_many("incomplete", refs) if self.txn.count("incomplete") else repeat(None)
         for ref, value, incomplete in zip(refs, found, broken, strict=False):
-            if value is None or incomplete is not None:
+            if (value is None or incomplete is not None) and ref != object_id:
                 missing.append(ref)
             if value is not None:
                 row = rows.decode_object(ref, value)
@@ -242,18 +253,18 @@ class Ledger:
             and row.level == level_of([ref.level for ref in known], row.kind)
         )
 
-    def _adopt_copy(self, number: int, record: RecordRow, known: ObjectRow) -> None:
-        object_id, row = record.id, self._live.pack(number)
-        same = known.kind == record.kind and known.level == record.level
-        if not same or (known.kind != Kind.DATA and b"".join(self._live.refs(object_id)) != record.refs):
-            row.conflicts += 1
+    def adopt_copy(self, object_id: bytes, copy: ObjectRow, refs: bytes, known: ObjectRow) -> None:
+        """Add a further location of an object that is `known`."""
+        same = known.kind == copy.kind and known.level == copy.level
+        if not same or (known.kind != Kind.DATA and b"".join(self._live.refs(object_id)) != refs):
+            self._live.pack(copy.pack).conflicts += 1
             self.conflicts += 1
             return
-        if self._rank(number) > self._rank(known.pack):
-            self._put_more(object_id, number, record.offset, record.length)
+        if self._rank(copy.pack) > self._rank(known.pack):
+            self._put_more(object_id, copy.pack, copy.offset, copy.length)
             return
         self._put_more(object_id, known.pack, known.offset, known.length)
-        self._move(object_id, known, _location(number, record))
+        self._move(object_id, known, copy)
 
     def _rank(self, number: int) -> tuple[bool, bytes]:
         """The primary location of an object is the one in the pack of the lowest rank: condemned ones last."""
@@ -486,12 +497,15 @@ class Ledger:
         self.stale = False
 
     def _recomplete(self) -> None:
-        """One pass over the objects that have refs, in order of their level."""
-        by_level: dict[int, list[tuple[bytes, int]]] = {}
-        for object_id, _ in self.txn.scan("refs"):
-            row = lookup(self.txn, object_id)
-            if row is not None:
-                by_level.setdefault(row.level, []).append((object_id, row.kind))
-        for level in sorted(by_level):
-            for object_id, kind in by_level[level]:
-                self.judge(object_id, kind, level, self._live.refs(object_id))
+        """One pass over the objects that have refs, in order of their level, unless all are seen to be complete."""
+        found = ((object_id, lookup(self.txn, object_id)) for object_id, _ in self.txn.scan("refs"))
+        inner = {object_id: (row.level, row.kind) for object_id, row in found if row is not None}
+        if all_whole(self.txn, inner):
+            return
+        for object_id, (level, kind) in sorted(inner.items(), key=lambda item: item[1][0]):
+            self.judge(object_id, kind, level, self._live.refs(object_id))
+        # Where levels lie, what an object needs may have been judged after it: now it is known for what it waits.
+        for object_id in [object_id for object_id, _ in self.txn.scan("incomplete")]:
+            level, kind = inner[object_id]
+            self.judge(object_id, kind, level, self._live.refs(object_id))
+        self._waiting = self.txn.count("waiting")
