@@ -48,7 +48,7 @@ def confirm_counts(repository: LocalRepository) -> None:
 def _whole_difference(repository: LocalRepository) -> str | None:
     """The first difference from an index that was made from nothing."""
     with repository.ports.scratch_index() as fresh:
-        reconcile(repository.truth, fresh)
+        reconcile(repository.truth, fresh, alone=True)
         return index_difference(repository.ports.index, fresh)
 
 

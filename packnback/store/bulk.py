@@ -5,15 +5,17 @@ them every transaction copies nearly the whole table. So the footers of data pac
 (`packnback.sorter`) and appended. Objects that need others are a hundredth of all; they are put among them, and what
 they need is looked up when everything is there: nothing waits for anything.
 
-All of this is one transaction. In the middle of it objects would seem complete that are not, and others may be at
-work on the same index.
+All of this is one transaction: in the middle of it objects would seem complete that are not, and others may be at
+work on the same index. One that nobody else will ever see is filled step by step, as a transaction keeps in memory
+what it has changed.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -63,18 +65,28 @@ class SortedPacks:
         """Add all packs. False, and nothing is done, when somebody else has added some meanwhile."""
         if ledger.txn.count("pack_names") or ledger.next_number != self._first:
             return False
-        for facts in self._facts:
-            ledger.adopt_name(facts)
+        for step in self.steps():
+            step(ledger)
+        return True
+
+    def steps(self) -> Iterator[Callable[[Ledger], None]]:
+        """What adds all packs to an index that knows none, in parts; each may be done more than once.
+
+        Objects are not judged before the last one.
+        """
+        yield self._adopt_names
         last = b""
         with _told():
             for found in self._objects.in_order():
-                last = _append(ledger, found, last)
+                yield partial(_append, found=found, last=last)
+                last = found[-1][:ID_LEN]
         for pack in self._found(self._inner):
-            number = ledger.adopt_name(_facts(pack))
-            if pack.footer is not None:
-                ledger.put_inner(number, sorted(pack.footer.records, key=lambda record: record.id))
-        ledger.recount()
-        return True
+            yield partial(_put_inner, pack=pack)
+        yield Ledger.recount
+
+    def _adopt_names(self, ledger: Ledger) -> None:
+        for facts in self._facts:
+            ledger.adopt_name(facts)
 
     def _read(self, names: Sequence[bytes]) -> None:
         for pack in self._found(names):
@@ -97,11 +109,10 @@ def _facts(pack: FoundPack) -> PackFacts:
     return pack_facts(pack.name, pack.size, pack.footer, pack.status)
 
 
-def _append(ledger: Ledger, found: list[bytes], last: bytes) -> bytes:
+def _append(ledger: Ledger, found: list[bytes], last: bytes) -> None:
     """Put rows of objects that need nothing behind those that are there, which end with the id `last`.
 
-    Rows that have an id in common follow each other: the first is appended, the others are copies. Returns the
-    last id.
+    Rows that have an id in common follow each other: the first is appended, the others are copies.
     """
     fresh: list[tuple[bytes, bytes]] = []
     copies: list[tuple[bytes, bytes]] = []
@@ -114,7 +125,12 @@ def _append(ledger: Ledger, found: list[bytes], last: bytes) -> bytes:
         known = lookup(ledger.txn, object_id)
         if known is not None:
             ledger.adopt_copy(object_id, rows.decode_object(object_id, value), b"", known)
-    return last
+
+
+def _put_inner(ledger: Ledger, pack: FoundPack) -> None:
+    number = ledger.adopt_name(_facts(pack))
+    if pack.footer is not None:
+        ledger.put_inner(number, sorted(pack.footer.records, key=lambda record: record.id))
 
 
 @contextmanager

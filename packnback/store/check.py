@@ -72,7 +72,7 @@ def check_structure(repository: LocalRepository) -> CheckReport:
 def _settled_difference(repository: LocalRepository, fresh: Index) -> str | None:
     """`index_difference`, after both were brought up to the directories while sessions go on adding to them."""
     for _ in range(_ATTEMPTS):
-        reconcile(repository.truth, fresh)
+        reconcile(repository.truth, fresh, alone=True)
         repository.reconcile()
         difference = index_difference(repository.ports.index, fresh)
         if difference != _OTHER_NAMES:

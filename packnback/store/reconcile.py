@@ -20,6 +20,7 @@ part of the directories, which is as good a starting point as any other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from blake3 import blake3
 from msgspec import Struct, field
@@ -34,7 +35,7 @@ from packnback.ids import ObjectClass
 from packnback.store import adoption, bulk, layout
 from packnback.store.adoption import FoundPack
 from packnback.store.blobs import BlobStore
-from packnback.store.index import Index, ReadTxn, WriteTxn
+from packnback.store.index import Index, ReadTxn, T, WriteTxn
 from packnback.store.refcount import Ledger, next_number
 
 _BATCH_RECORDS = 50_000
@@ -109,8 +110,10 @@ def listed_names(truth: Truth) -> Names:
     return Names(packs, others)
 
 
-def reconcile(truth: Truth, index: Index) -> Reconciled:
+def reconcile(truth: Truth, index: Index, *, alone: bool = False) -> Reconciled:
     """Bring the index up to the directories. The caller holds the lock, shared or exclusive.
+
+    `alone` tells that nobody else uses the index, nor will when this has failed: then less memory is needed.
 
     Raises IndexDamage for an index to be thrown away, be it another repository's.
     """
@@ -125,7 +128,7 @@ def reconcile(truth: Truth, index: Index) -> Reconciled:
     if not new and not gone and not unordered:
         return Reconciled()
     _settle(truth, new)
-    _adopt_packs(truth, index, new.packs)
+    _adopt_packs(truth, index, new.packs, alone=alone)
     others = _read_others(truth, new)
     removed = index.write(lambda txn: _adopt_and_remove(truth, txn, others, gone))
     if _needs_order(index, removed=bool(removed)):
@@ -171,24 +174,28 @@ def _settle(truth: Truth, new: Names) -> None:
 # --- packs -------------------------------------------------------------------------------------------------
 
 
-def _adopt_packs(truth: Truth, index: Index, names: set[bytes]) -> None:
+def _adopt_packs(truth: Truth, index: Index, names: set[bytes], *, alone: bool) -> None:
     """Adopt packs in bounded transactions, or in one where nothing stands and many come."""
     truth.watch.progress.begin("reading packs", None, "packs")
-    if len(names) >= bulk.MANY_PACKS and _adopt_sorted(truth, index, names):
+    if len(names) >= bulk.MANY_PACKS and _adopt_sorted(truth, index, names, alone=alone):
         return
     for batch in _batches(_leaves_first(truth, sorted(names))):
         index.write(_adopting(batch))
         truth.watch.progress.advance(len(batch))
 
 
-def _adopt_sorted(truth: Truth, index: Index, names: set[bytes]) -> bool:
+def _adopt_sorted(truth: Truth, index: Index, names: set[bytes], *, alone: bool) -> bool:
     """Adopt packs by way of sorted rows. False, and nothing is done, where an index knows packs already."""
     with index.read() as txn:
         if txn.count("pack_names"):
             return False
         first = next_number(txn)
     with bulk.SortedPacks(truth.blobs, truth.watch, sorted(names), first) as packs:
-        return index.write(lambda txn: _settled(txn, packs.adopt))
+        if not alone:
+            return index.write(lambda txn: _settled(txn, packs.adopt))
+        for step in packs.steps():
+            index.write(partial(_settled, adopt=step))
+        return True
 
 
 def _leaves_first(truth: Truth, names: list[bytes]) -> Iterator[FoundPack]:
@@ -218,15 +225,14 @@ def _batches(packs: Iterable[FoundPack]) -> Iterator[list[FoundPack]]:
         yield batch
 
 
-def _adopting(batch: list[FoundPack]) -> Callable[[WriteTxn], bool]:
-    def adopt(ledger: Ledger) -> bool:
+def _adopting(batch: list[FoundPack]) -> Callable[[WriteTxn], None]:
+    def adopt(ledger: Ledger) -> None:
         ledger.adopt_packs((found.name, found.size, found.footer, found.status) for found in batch)
-        return True
 
-    return lambda txn: _settled(txn, adopt)
+    return partial(_settled, adopt=adopt)
 
 
-def _settled(txn: WriteTxn, adopt: Callable[[Ledger], bool]) -> bool:
+def _settled(txn: WriteTxn, adopt: Callable[[Ledger], T]) -> T:
     """Let a ledger adopt packs, and note what contradicts itself."""
     ledger = Ledger(txn)
     done = adopt(ledger)

@@ -72,6 +72,9 @@ def both_ways(repository: LocalRepository, monkeypatch: pytest.MonkeyPatch) -> t
     monkeypatch.setattr(bulk, "MANY_PACKS", 1)
     by_sorting = SimIndex(run_twice=True)
     reconcile(repository.truth, by_sorting)
+    step_by_step = SimIndex(run_twice=True)
+    reconcile(repository.truth, step_by_step, alone=True)
+    assert index_difference(by_sorting, step_by_step) is None
     monkeypatch.setattr(bulk, "MANY_PACKS", 1 << 30)
     one_by_one = SimIndex()
     reconcile(repository.truth, one_by_one)
