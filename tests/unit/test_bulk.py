@@ -49,22 +49,28 @@ def back_up(repository: LocalRepository, client: SmallClient, seed: int, files: 
         return client.backup(session, {f"{seed}-{n}": chance.randbytes(9000) for n in range(files)})
 
 
-def publish(repository: LocalRepository, client: SmallClient, kind: int, level: int, ids: list[bytes]) -> str:
-    """A pack of objects under ids of somebody's choice. Above level 1 they refer to what is absent."""
-    object_class = ObjectClass.DATA if kind == Kind.DATA else ObjectClass.META
+Facts = tuple[int, int, list[bytes]]
+"""Kind, level and refs."""
+
+
+def publish_invented(repository: LocalRepository, client: SmallClient, found: dict[bytes, Facts]) -> None:
+    object_class = ObjectClass.DATA if next(iter(found.values()))[0] == Kind.DATA else ObjectClass.META
     envelope, envelope_id = client.envelope(object_class)[:2]
     key = client.key
-    facts = EnvelopeFacts(envelope, parse(envelope).id, key.client_id, key.domain_id, key.epoch, int(object_class))
+    maker = EnvelopeFacts(envelope, parse(envelope).id, key.client_id, key.domain_id, key.epoch, int(object_class))
     builder = Packer(repository.ports.random)
-    for object_id in ids:
-        refs = object_id[:31] + b"?" if level > 1 else b""
-        header = record.encode_header(kind, level, len(refs) // 32, 5000, object_id, envelope_id)
-        raw = record.finish(header, refs, bytes(5000))
-        builder.add(raw, parse(raw), facts)
+    for object_id, (kind, level, refs) in found.items():
+        header = record.encode_header(kind, level, len(refs), 100, object_id, envelope_id)
+        raw = record.finish(header, b"".join(refs), bytes(100))
+        builder.add(raw, parse(raw), maker)
     built = builder.finish()
-    path = layout.pack_path(built.name.hex())
-    repository.ports.blobs.publish(path, built.buffers)
-    return path
+    repository.ports.blobs.publish(layout.pack_path(built.name.hex()), built.buffers)
+
+
+def publish(repository: LocalRepository, client: SmallClient, kind: int, level: int, ids: list[bytes]) -> None:
+    """A pack of objects under ids of somebody's choice. Above level 1 they refer to what is absent."""
+    found = {object_id: (kind, level, [object_id[:31] + b"?"] if level > 1 else []) for object_id in ids}
+    publish_invented(repository, client, found)
 
 
 def both_ways(repository: LocalRepository, monkeypatch: pytest.MonkeyPatch) -> tuple[SimIndex, SimIndex]:
@@ -245,3 +251,32 @@ def test_no_room_for_temporary_files_is_said(repository: LocalRepository, monkey
         reconcile(repository.truth, index)
     assert caught.value.facts()["path"] == tempfile.gettempdir()
     assert ids_of(index) == []
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_packs_there_are(repository: LocalRepository, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Invented packs of a few ids each: copies, contradictions, rings, lies about levels, what is missing."""
+    chance = random.Random(seed)
+    client = SmallClient(repository.config.repository_id)
+    back_up(repository, client, seed, files=2)
+    ids = [client.key.domain_id[:8] + bytes([n]) * 24 for n in range(12)]
+    # Half of the rounds without contradictions: they would always be put in order, pack by pack, in the end.
+    fixed = {object_id: invented_facts(chance, ids) for object_id in ids} if seed % 2 else {}
+    for _ in range(chance.randint(2, 6)):
+        facts = {i: fixed.get(i) or invented_facts(chance, ids) for i in chance.sample(ids, chance.randint(1, 8))}
+        for is_data in (True, False):
+            some = {i: f for i, f in facts.items() if (f[0] == Kind.DATA) == is_data}
+            if some:
+                publish_invented(repository, client, some)
+    by_sorting, one_by_one = both_ways(repository, monkeypatch)
+    assert index_difference(by_sorting, one_by_one) is None
+    repository.reconcile()
+    assert index_difference(repository.ports.index, by_sorting) is None
+
+
+def invented_facts(chance: random.Random, ids: list[bytes]) -> Facts:
+    kind = chance.choice([Kind.DATA, Kind.DATA, Kind.EXTENTS, Kind.PAGE, Kind.TABLE])
+    if kind == Kind.DATA:
+        return kind, 0, []
+    refs = sorted(chance.sample(ids, chance.randint(0, 3)))
+    return kind, chance.randint(1, 3) if refs else 1, refs
