@@ -280,3 +280,43 @@ def invented_facts(chance: random.Random, ids: list[bytes]) -> Facts:
         return kind, 0, []
     refs = sorted(chance.sample(ids, chance.randint(0, 3)))
     return kind, chance.randint(1, 3) if refs else 1, refs
+
+
+@pytest.mark.parametrize(
+    ("bad", "complete"),
+    [
+        ((Kind.PAGE, 1, ["data"]), True),
+        ((Kind.PAGE, 2, ["data", "extents"]), True),
+        ((Kind.TABLE, 1, ["data"]), False),
+        ((Kind.TABLE, 2, ["extents"]), False),
+        ((Kind.PAGE, 2, ["data"]), False),
+        ((Kind.PAGE, 1, ["extents"]), False),
+        ((Kind.PAGE, 1, ["data", "gone"]), False),
+        ((Kind.TABLE, 2, ["itself"]), False),
+    ],
+)
+def test_one_bad_object_in_a_whole_repository(
+    repository: LocalRepository,
+    monkeypatch: pytest.MonkeyPatch,
+    bad: tuple[int, int, list[str]],
+    complete: bool,
+) -> None:
+    client = SmallClient(repository.config.repository_id)
+    back_up(repository, client, 1)
+    names = {name: client.key.domain_id[:8] + bytes([n]) * 24 for n, name in enumerate(["data", "extents", "gone"])}
+    names["itself"] = client.key.domain_id[:8] + b"!" * 24
+    publish(repository, client, Kind.DATA, 0, [names["data"]])
+    kind, level, refs = bad
+    publish_invented(
+        repository,
+        client,
+        {
+            names["extents"]: (Kind.EXTENTS, 1, [names["data"]]),
+            names["itself"]: (kind, level, sorted(names[ref] for ref in refs)),
+        },
+    )
+    by_sorting, one_by_one = both_ways(repository, monkeypatch)
+    assert index_difference(by_sorting, one_by_one) is None
+    with by_sorting.read() as txn:
+        assert is_complete(txn, names["itself"]) is complete
+        assert txn.count("incomplete") == (not complete)
