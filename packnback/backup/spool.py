@@ -68,7 +68,6 @@ class Spool:
     def __init__(self, cache: Cache, rows: Rows) -> None:
         self._cache = cache
         self._rows = rows
-        """How many wait."""
         self._file = tempfile.TemporaryFile(dir=cache.directory, buffering=1 * MIB)  # noqa: SIM115  it lives as long as this
 
     def part(self, key: bytes, value: bytes, uses: Mapping[bytes, Sequence[int]]) -> None:

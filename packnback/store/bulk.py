@@ -12,9 +12,7 @@ what it has changed.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -26,8 +24,8 @@ from packnback.sorter import Sorter
 from packnback.store import adoption
 from packnback.store.adoption import FoundPack, PackFacts, pack_facts
 from packnback.store.blobs import BlobStore
-from packnback.store.index_files import storage_error
 from packnback.store.refcount import Ledger, location, lookup
+from packnback.store.temporary import temporary
 
 MANY_PACKS = 256
 """Fewer are adopted as they are found: their rows fit into one transaction or a few."""
@@ -76,7 +74,7 @@ class SortedPacks:
         """
         yield self._adopt_names
         last = b""
-        with _told():
+        with temporary("sort"):
             for found in self._objects.in_order():
                 yield partial(_append, found=found, last=last)
                 last = found[-1][:ID_LEN]
@@ -98,7 +96,7 @@ class SortedPacks:
             self._watch.progress.advance(1)
             if pack.footer is not None:
                 located = rows.encode_objects((record.id, location(number, record)) for record in pack.footer.records)
-                with _told():
+                with temporary("sort"):
                     self._objects.add(key + value for key, value in located)
 
     def _found(self, names: Sequence[bytes]) -> Iterator[FoundPack]:
@@ -131,12 +129,3 @@ def _put_inner(ledger: Ledger, pack: FoundPack) -> None:
     number = ledger.adopt_name(_facts(pack))
     if pack.footer is not None:
         ledger.put_inner(number, sorted(pack.footer.records, key=lambda record: record.id))
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Errors of the temporary file, in the tree's terms."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error("sort", tempfile.gettempdir(), error) from error

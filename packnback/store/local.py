@@ -29,6 +29,7 @@ from packnback.store.mounts import is_remote
 from packnback.store.osfs import OsFileSystem, make_root
 from packnback.store.readme import README_TEXT
 from packnback.store.repository import LocalRepository, Ports
+from packnback.store.temporary import temporary
 
 INDEX = "index"
 
@@ -145,7 +146,8 @@ class _TemporaryIndex(LmdbIndex):
     @classmethod
     def make(cls) -> LmdbIndex:
         """A new, empty one in a temporary directory."""
-        parent = tempfile.mkdtemp(prefix="packnback-index-")
+        with temporary("make"):
+            parent = tempfile.mkdtemp(prefix="packnback-index-")
         opened = cls.open(os.path.join(parent, INDEX), ballast_bytes=0, durable=False)
         if isinstance(opened, _TemporaryIndex):
             opened._parent = parent

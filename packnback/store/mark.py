@@ -10,14 +10,13 @@ Who refers to whom is asked of the caller: it may come from the index, or from t
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
 
 from packnback.ids import ID_LEN
 from packnback.sorter import Sorter
-from packnback.store.index_files import storage_error
+from packnback.store.temporary import temporary
 
 
 def mark(
@@ -38,15 +37,12 @@ def mark(
             seen.update(new)
             work.extend(new)
 
-    try:
-        with Sorter(ID_LEN) as sorter:
-            for root in roots:
-                refer([root])
-            while work:
-                refer(refs(work.pop()))
-            yield from _counted(chain.from_iterable(sorter.in_order()))
-    except OSError as error:
-        raise storage_error("sort", tempfile.gettempdir(), error) from error
+    with temporary("sort"), Sorter(ID_LEN) as sorter:
+        for root in roots:
+            refer([root])
+        while work:
+            refer(refs(work.pop()))
+        yield from _counted(chain.from_iterable(sorter.in_order()))
 
 
 def _counted(ids: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:

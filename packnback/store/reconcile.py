@@ -119,6 +119,7 @@ def reconcile(truth: Truth, index: Index, *, alone: bool = False) -> Reconciled:
     """
     with index.read() as txn:
         marked = _is_marked(truth, txn)
+        _check_packs(txn)
         unordered = txn.get("meta", _UNORDERED) is not None
         before = known_names(txn)
     if not marked:
@@ -169,6 +170,16 @@ def _settle(truth: Truth, new: Names) -> None:
     directories |= {_DIRECTORIES[table] for table, names in new.others.items() if names}
     for directory in sorted(directories):
         truth.blobs.settle(directory)
+
+
+def _check_packs(txn: ReadTxn) -> None:
+    """Raise IndexDamage where packs were lost from one table and not from the others.
+
+    Packs that it did not know by name would be adopted a second time, and their objects taken for copies.
+    """
+    packs = txn.count("packs")
+    if packs != txn.count("pack_names") or (not packs and txn.count("objects")):
+        raise IndexDamage("pack_names", "does not fit the packs")
 
 
 # --- packs -------------------------------------------------------------------------------------------------

@@ -329,16 +329,24 @@ class Ledger:
 
     def _judge_the_dead(self) -> None:
         """Look at all dead objects that have refs, in the order of their levels: what they need may be gone."""
-        by_level: dict[int, list[tuple[bytes, int]]] = {}
+        dead: dict[bytes, tuple[int, int]] = {}
         for batch in batches(self.txn, "refs"):
             ids = [object_id for object_id, _ in batch]
             for object_id, count in zip(ids, self.txn.get_many("counts", ids), strict=True):
                 row = lookup(self.txn, object_id) if count is None else None
                 if row is not None:
-                    by_level.setdefault(row.level, []).append((object_id, row.kind))
-        for level in sorted(by_level):
-            for object_id, kind in by_level[level]:
-                self.judge(object_id, kind, level, self._live.refs(object_id))
+                    dead[object_id] = row.level, row.kind
+        self._judge_all(dead)
+
+    def _judge_all(self, inner: Mapping[bytes, tuple[int, int]]) -> None:
+        """Judge objects, given with level and kind, after those that they need."""
+        for object_id, (level, kind) in sorted(inner.items(), key=lambda item: item[1][0]):
+            self.judge(object_id, kind, level, self._live.refs(object_id))
+        # Where levels lie, what an object needs may have been judged after it: now it is known for what it waits.
+        for object_id in [object_id for object_id, _ in self.txn.scan("incomplete") if object_id in inner]:
+            level, kind = inner[object_id]
+            self.judge(object_id, kind, level, self._live.refs(object_id))
+        self._waiting = self.txn.count("waiting")
 
     # --- snapshots, markers, header batches ---------------------------------------------------------------
 
@@ -502,10 +510,4 @@ class Ledger:
         inner = {object_id: (row.level, row.kind) for object_id, row in found if row is not None}
         if all_whole(self.txn, inner):
             return
-        for object_id, (level, kind) in sorted(inner.items(), key=lambda item: item[1][0]):
-            self.judge(object_id, kind, level, self._live.refs(object_id))
-        # Where levels lie, what an object needs may have been judged after it: now it is known for what it waits.
-        for object_id in [object_id for object_id, _ in self.txn.scan("incomplete")]:
-            level, kind = inner[object_id]
-            self.judge(object_id, kind, level, self._live.refs(object_id))
-        self._waiting = self.txn.count("waiting")
+        self._judge_all(inner)

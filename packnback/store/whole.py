@@ -8,7 +8,6 @@ has to look at each object (`packnback.store.refcount`).
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 
 from packnback.format import rows
@@ -16,7 +15,7 @@ from packnback.format.record import REF_KINDS, level_of, split_refs
 from packnback.ids import ID_LEN, Kind
 from packnback.sorter import Sorter
 from packnback.store.index import ReadTxn
-from packnback.store.index_files import storage_error
+from packnback.store.temporary import temporary
 
 Inner = Mapping[bytes, tuple[int, int]]
 """Level and kind of every object that has a row of refs, by its id."""
@@ -27,18 +26,15 @@ def all_whole(txn: ReadTxn, inner: Inner) -> bool:
 
     Nothing can refer to itself then, as levels fall from object to ref.
     """
-    try:
-        with Sorter(ID_LEN) as sorter:
-            for object_id, value in txn.scan("refs"):
-                if object_id in inner:
-                    refs = split_refs(rows.unseal("refs", object_id, value))
-                    leaves = refs if inner.keys().isdisjoint(refs) else [ref for ref in refs if ref not in inner]
-                    if not _fits(inner, object_id, refs, has_leaves=bool(leaves)):
-                        return False
-                    sorter.add(leaves)
-            return all(_are_data(txn, ids) for ids in sorter.in_order())
-    except OSError as error:
-        raise storage_error("sort", tempfile.gettempdir(), error) from error
+    with temporary("sort"), Sorter(ID_LEN) as sorter:
+        for object_id, value in txn.scan("refs"):
+            if object_id in inner:
+                refs = split_refs(rows.unseal("refs", object_id, value))
+                leaves = refs if inner.keys().isdisjoint(refs) else [ref for ref in refs if ref not in inner]
+                if not _fits(inner, object_id, refs, has_leaves=bool(leaves)):
+                    return False
+                sorter.add(leaves)
+        return all(_are_data(txn, ids) for ids in sorter.in_order())
 
 
 def _fits(inner: Inner, object_id: bytes, refs: list[bytes], *, has_leaves: bool) -> bool:

@@ -20,7 +20,7 @@ from packnback.gc.compact import CompactOptions, compact
 from packnback.gc.forget import forget
 from packnback.ids import Kind, ObjectClass
 from packnback.store import bulk, layout
-from packnback.store.check import index_difference
+from packnback.store.check import check_structure, index_difference
 from packnback.store.index import Index, ReadTxn
 from packnback.store.local import create_local
 from packnback.store.packer import EnvelopeFacts, Packer
@@ -253,6 +253,43 @@ def test_no_room_for_temporary_files_is_said(repository: LocalRepository, monkey
     assert ids_of(index) == []
 
 
+def test_no_directory_for_temporary_files_is_said(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(repository, SmallClient(repository.config.repository_id), 1)
+
+    def refuse() -> str:
+        raise FileNotFoundError(errno.ENOENT, "no usable temporary directory")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", refuse)
+    monkeypatch.setenv("TMPDIR", "/full")
+    monkeypatch.setattr(bulk, "MANY_PACKS", 1)
+    with pytest.raises(StorageFailed) as caught:
+        reconcile(repository.truth, SimIndex())
+    assert caught.value.facts()["path"] == "/full"
+    with pytest.raises(StorageFailed) as caught:
+        check_structure(repository)
+    assert caught.value.facts()["path"] == "/full"
+
+
+def test_an_index_that_has_lost_its_packs_is_thrown_away(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects without packs: there is nothing to put rows behind, and what stands there is damage."""
+    back_up(repository, SmallClient(repository.config.repository_id), 1)
+    index = repository.ports.index
+    monkeypatch.setattr(bulk, "MANY_PACKS", 1)
+    index.write(lambda txn: txn.clear("pack_names"))
+    for lost in (["pack_names"], ["pack_names", "packs"]):
+        index.write(lambda txn, lost=lost: [txn.clear(table) for table in lost])
+        with repository.reading():
+            pass
+        fresh = SimIndex()
+        reconcile(repository.truth, fresh)
+        assert index_difference(index, fresh) is None
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_whatever_packs_there_are(repository: LocalRepository, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Invented packs of a few ids each: copies, contradictions, rings, lies about levels, what is missing."""
@@ -320,3 +357,24 @@ def test_one_bad_object_in_a_whole_repository(
     with by_sorting.read() as txn:
         assert is_complete(txn, names["itself"]) is complete
         assert txn.count("incomplete") == (not complete)
+
+
+def test_what_waits_for_what_is_gone_whatever_its_level(repository: LocalRepository) -> None:
+    """An object may claim a level that stands before that of what it needs. Once the data of both has gone, it is
+    known what each waits for, as from the footers.
+    """
+    client = SmallClient(repository.config.repository_id)
+    back_up(repository, client, 1)
+    data, first, second = (client.key.domain_id[:8] + bytes([n]) * 24 for n in (9, 1, 2))
+    before = set(Path(repository.location).glob("packs/*/*.pack"))
+    publish_invented(repository, client, {data: (Kind.DATA, 0, [])})
+    (pack,) = set(Path(repository.location).glob("packs/*/*.pack")) - before
+    publish_invented(repository, client, {first: (Kind.EXTENTS, 1, [second]), second: (Kind.EXTENTS, 1, [data])})
+    repository.reconcile()
+    pack.unlink()
+    repository.reconcile()
+    fresh = SimIndex()
+    reconcile(repository.truth, fresh)
+    assert index_difference(repository.ports.index, fresh) is None
+    with fresh.read() as txn:
+        assert [key for key, _ in txn.scan("waiting")] == [second + first, data + second]
