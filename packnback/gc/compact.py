@@ -44,10 +44,11 @@ from packnback.store.condemned import condemned_packs
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.interface import SnapshotInfo
 from packnback.store.lock import Held
+from packnback.store.objects import lookup, pack_row
 from packnback.store.packer import Packer
 from packnback.store.quarantine import put_aside_snapshots
 from packnback.store.reconcile import names_in
-from packnback.store.refcount import Ledger, lookup, pack_row
+from packnback.store.refcount import Ledger
 from packnback.store.repository import LocalRepository
 
 DEFAULT_GRACE_NS = 7 * 86_400 * 10**9

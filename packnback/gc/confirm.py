@@ -24,8 +24,8 @@ from packnback.store.check import index_difference
 from packnback.store.damage import refs_of
 from packnback.store.index import ReadTxn
 from packnback.store.mark import mark
+from packnback.store.objects import lookup
 from packnback.store.reconcile import live_roots, reconcile
-from packnback.store.refcount import lookup
 from packnback.store.repository import LocalRepository
 
 

@@ -20,7 +20,7 @@ from packnback.remote.slots import session_slot
 from packnback.store import layout
 from packnback.store.index import ReadTxn
 from packnback.store.interface import Committed, Head
-from packnback.store.refcount import pack_row
+from packnback.store.objects import pack_row
 from packnback.store.repository import LocalRepository
 from packnback.store.session import LocalSession
 

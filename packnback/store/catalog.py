@@ -9,7 +9,7 @@ from packnback.format.rows import SnapshotRow
 from packnback.format.snapshot import PARTIAL, Receipt
 from packnback.store.index import ReadTxn
 from packnback.store.interface import Head, SnapshotInfo
-from packnback.store.refcount import is_complete
+from packnback.store.objects import is_complete
 
 
 def snapshots(txn: ReadTxn) -> list[SnapshotInfo]:

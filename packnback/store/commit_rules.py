@@ -18,8 +18,8 @@ from packnback.format.snapshot import Header, Receipt, SnapshotFile
 from packnback.ids import Kind, ObjectClass
 from packnback.store import adoption, catalog
 from packnback.store.index import ReadTxn
+from packnback.store.objects import is_complete, lookup
 from packnback.store.reconcile import Truth
-from packnback.store.refcount import is_complete, lookup
 
 CLOCK_BACKWARDS_NS = 15 * 60 * 10**9
 """A clock may be this much behind the newest receipt."""

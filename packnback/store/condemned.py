@@ -21,7 +21,7 @@ from packnback.format import rows
 from packnback.format.record import split_refs
 from packnback.ids import Kind
 from packnback.store.index import ReadTxn
-from packnback.store.liveness import pack_row
+from packnback.store.objects import pack_row
 
 
 def condemned_packs(txn: ReadTxn) -> set[bytes]:

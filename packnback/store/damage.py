@@ -13,7 +13,7 @@ from packnback.format import rows
 from packnback.format.record import split_refs
 from packnback.store.index import ReadTxn
 from packnback.store.interface import SnapshotInfo
-from packnback.store.refcount import is_complete, lookup
+from packnback.store.objects import is_complete, lookup
 
 
 class Finding(Struct, frozen=True):

@@ -32,7 +32,7 @@ from packnback.store import adoption, layout
 from packnback.store.blobs import BlobStore
 from packnback.store.index import IndexReader, ReadTxn
 from packnback.store.interface import Fetched
-from packnback.store.refcount import lookup, pack_row
+from packnback.store.objects import lookup, pack_row
 
 _READ_LIMIT = 8 * MIB
 """Neighbouring records are read together up to so many bytes."""

@@ -10,27 +10,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 
-from packnback.errors import IndexDamage
 from packnback.format import rows
-from packnback.format.record import split_refs
 from packnback.format.rows import PackRow
 from packnback.ids import ID_LEN, Kind
-from packnback.store.index import ReadTxn, WriteTxn
+from packnback.store.index import WriteTxn
 from packnback.store.mark import mark
+from packnback.store.objects import pack_row, refs_of
 
 _BATCH = 1_000
 """Rows computed before they are written."""
-
-
-def pack_row(txn: ReadTxn, number: int) -> PackRow:
-    """The row of a pack that some other row names."""
-    key = rows.pack_key(number)
-    value = txn.get("packs", key)
-    if value is None:
-        raise IndexDamage("packs", f"pack {number} is missing")
-    return rows.decode_pack(key, value)
 
 
 class Liveness:
@@ -67,11 +58,6 @@ class Liveness:
 
     # --- counts -------------------------------------------------------------------------------------------
 
-    def refs(self, object_id: bytes) -> list[bytes]:
-        """The refs of an object; empty for a leaf and for an absent one."""
-        value = self._txn.get("refs", object_id)
-        return [] if value is None else split_refs(rows.unseal("refs", object_id, value))
-
     def activate(self, ids: Sequence[bytes]) -> None:
         """One more live referrer for each id."""
         work: list[bytes] = []
@@ -94,7 +80,7 @@ class Liveness:
             self._txn.put_many("counts", changed)
             if not work:
                 return
-            ids = self.refs(work.pop())
+            ids = refs_of(self._txn, work.pop())
 
     def release(self, ids: Sequence[bytes]) -> None:
         """One live referrer less for each id."""
@@ -119,7 +105,7 @@ class Liveness:
                         work.append(object_id)
             if not work:
                 return
-            ids = self.refs(work.pop())
+            ids = refs_of(self._txn, work.pop())
 
     def count_all(self) -> None:
         """Counts and live bytes anew, from the roots down."""
@@ -130,7 +116,7 @@ class Liveness:
             pack.live_bytes = 0
         roots = [key[:ID_LEN] for key, _ in self._txn.scan("roots")]
         inner = {key for key, _ in self._txn.scan("refs")}
-        counted = mark(roots, inner, self.refs)
+        counted = mark(roots, inner, partial(refs_of, self._txn))
         live_bytes: defaultdict[int, int] = defaultdict(int)
         while batch := list(islice(counted, _BATCH)):
             found = self._txn.get_many("objects", [object_id for object_id, _ in batch])

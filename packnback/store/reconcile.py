@@ -36,7 +36,8 @@ from packnback.store import adoption, bulk, layout
 from packnback.store.adoption import FoundPack
 from packnback.store.blobs import BlobStore
 from packnback.store.index import Index, ReadTxn, T, WriteTxn
-from packnback.store.refcount import Ledger, next_number
+from packnback.store.objects import next_number
+from packnback.store.refcount import Ledger
 
 _BATCH_RECORDS = 50_000
 """About so many records are adopted in one transaction."""

@@ -2,9 +2,7 @@
 
 Two facts are derived for every object, and both cost in proportion to what changed:
 
-- *complete*: the object is present and all its refs are complete (and its level is what its refs make it).
-  Rows in ``waiting`` lead from an absent or incomplete object to those that need it, so that its arrival wakes
-  exactly them.
+- *complete*: the object is present and all its refs are complete (`packnback.store.completeness`).
 - *count*: snapshots whose root it is, plus live objects that refer to it (`packnback.store.liveness`).
 
 Incomplete objects stay readable and counted: damage never turns into deletion. Removing what was live can break
@@ -15,71 +13,25 @@ Everything here happens inside one write transaction of the index. The caller ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, repeat
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from packnback.format import rows
 from packnback.format.condemned import CondemnedList
 from packnback.format.pack import Footer, RecordRow
-from packnback.format.record import REF_KINDS, level_of
 from packnback.format.rows import ObjectRow, ReleasedRow, SnapshotRow
 from packnback.format.snapshot import KeptHeader, decode_header, decode_receipt, snapshot_name
 from packnback.ids import ID_LEN, Kind
 from packnback.store.adoption import PackFacts, pack_facts
+from packnback.store.completeness import Completeness
 from packnback.store.condemned import condemned_numbers
-from packnback.store.index import ReadTxn, WriteTxn
-from packnback.store.liveness import Liveness, pack_row
-from packnback.store.whole import all_whole
-
-__all__ = ["Ledger", "contradicts", "is_complete", "lookup", "pack_row"]
-
-_BATCH = 1_000
-"""Rows collected before writing while a table is being scanned."""
+from packnback.store.index import WriteTxn
+from packnback.store.liveness import Liveness
+from packnback.store.objects import batches, location, lookup, next_number, refs_of
 
 _Arrival = tuple[int, RecordRow]
 """A record in the pack of this number."""
-
-
-def lookup(txn: ReadTxn, object_id: bytes) -> ObjectRow | None:
-    """The row of an object, or None."""
-    value = txn.get("objects", object_id)
-    return None if value is None else rows.decode_object(object_id, value)
-
-
-def is_complete(txn: ReadTxn, object_id: bytes) -> bool:
-    """Whether the object and everything it needs is there: the meaning of `has`."""
-    return txn.get("objects", object_id) is not None and txn.get("incomplete", object_id) is None
-
-
-def contradicts(txn: ReadTxn, object_id: bytes, facts: tuple[int, int, bytes]) -> bool:
-    """Whether a copy with these facts (kind, level, refs) is another object than the one known by its id."""
-    known = lookup(txn, object_id)
-    if known is None:
-        return False
-    stored = txn.get("refs", object_id)
-    refs = b"" if stored is None else rows.unseal("refs", object_id, stored)
-    return (known.kind, known.level, refs) != facts
-
-
-def batches(txn: ReadTxn, table: str) -> Iterator[list[tuple[bytes, bytes]]]:
-    """All rows of a table in bounded lists, so that the caller may write between them."""
-    start = b""
-    while batch := list(islice(txn.scan(table, start=start), _BATCH)):
-        yield batch
-        start = batch[-1][0] + b"\0"
-
-
-def next_number(txn: ReadTxn) -> int:
-    """The number of the next pack to be adopted."""
-    value = txn.get("meta", b"next pack")
-    return int.from_bytes(rows.unseal("meta", b"next pack", value), "big") if value else 1
-
-
-def location(number: int, record: RecordRow) -> ObjectRow:
-    """The row of a record in the pack of this number, as an object."""
-    return ObjectRow(number, record.offset, record.length, record.kind, record.level)
 
 
 class Ledger:
@@ -92,9 +44,9 @@ class Ledger:
         self.stale = False
         """Counts or completeness no longer follow from what there is: the caller must `recount`."""
         self._live = Liveness(txn)
+        self._complete = Completeness(txn)
         self._condemned = condemned_numbers(txn)
         self._known_roots: set[bytes] | None = None
-        self._waiting = txn.count("waiting")
         self._roots = txn.count("roots")
         self.next_number = next_number(txn)
 
@@ -149,13 +101,13 @@ class Ledger:
         found = rows.encode_objects((record.id, location(number, record)) for number, record in arrivals)
         known = self.txn.put_new("objects", found)
         copies = [arrivals[i] for i in known]
-        if self._waiting or self._roots:
+        if self._complete.waiting or self._roots:
             others = set(known)
             fresh = [arrival for i, arrival in enumerate(arrivals) if i not in others]
             for number, record in fresh:
                 self._count_arrived(number, record)
             for _, record in fresh:
-                self._wake(record.id)
+                self._complete.wake(record.id)
         for number, record in copies:
             row = lookup(self.txn, record.id)
             if row is not None:
@@ -180,18 +132,16 @@ class Ledger:
         """An object that needs others."""
         object_id, refs = record.id, record.ref_list
         self._put_inner(number, record)
-        whole = self.judge(object_id, record.kind, record.level, refs)
+        whole = self._complete.judge(object_id, record.kind, record.level, refs)
         if self._count_arrived(number, record):
             self._live.activate(refs)
         if whole:
-            self._wake(object_id)
+            self._complete.wake(object_id)
 
     def _count_arrived(self, number: int, record: RecordRow) -> int:
         """Count an object that has just arrived: all who refer to it have been waiting for it."""
-        count = 0
-        if self._waiting:
-            waiting = [key[ID_LEN:] for key, _ in self.txn.scan("waiting", record.id)]
-            count += sum(self.txn.get("counts", referrer) is not None for referrer in waiting)
+        waiting = self._complete.waiting_for(record.id)
+        count = sum(self.txn.get("counts", referrer) is not None for referrer in waiting)
         if record.id in self._root_ids():
             count += sum(1 for _ in self.txn.scan("roots", record.id))
         if count:
@@ -204,59 +154,10 @@ class Ledger:
             self._known_roots = {key[:ID_LEN] for key, _ in self.txn.scan("roots")} if self._roots else set()
         return self._known_roots
 
-    def judge(self, object_id: bytes, kind: int, level: int, refs: Sequence[bytes]) -> bool:
-        """Whether an object is complete: all its refs are, and its kind and level are what they allow.
-
-        If it is not, that is noted, and for what it waits. (One that refers to itself has a level that does not fit.)
-        """
-        missing, highest, fits, allowed = [], 0, True, REF_KINDS[kind]
-        found = self.txn.get_many("objects", refs)
-        broken = self.txn.get_many("incomplete", refs) if self.txn.count("incomplete") else repeat(None)
-        for ref, value, incomplete in zip(refs, found, broken, strict=False):
-            if (value is None or incomplete is not None) and ref != object_id:
-                missing.append(ref)
-            if value is not None:
-                row = rows.decode_object(ref, value)
-                fits = fits and row.kind in allowed
-                highest = max(highest, row.level)
-        if not missing and fits and level == level_of([highest], kind):
-            return True
-        self.txn.put("incomplete", object_id, rows.seal(object_id, b""))
-        for ref in missing:
-            key = ref + object_id
-            self.txn.put("waiting", key, rows.seal(key, b""))
-            self._waiting += 1
-        return False
-
-    def _wake(self, arrived: bytes) -> None:
-        """`arrived` is complete now; so may be those who waited for it, and those who waited for them."""
-        work = [arrived]
-        while work and self._waiting:
-            object_id = work.pop()
-            keys = [key for key, _ in self.txn.scan("waiting", object_id)]
-            for key in keys:
-                self.txn.delete("waiting", key)
-                self._waiting -= 1
-                referrer = key[ID_LEN:]
-                row = lookup(self.txn, referrer)
-                if row is not None and self._is_whole(referrer, row):
-                    self.txn.delete("incomplete", referrer)
-                    work.append(referrer)
-
-    def _is_whole(self, object_id: bytes, row: ObjectRow) -> bool:
-        refs = self._live.refs(object_id)
-        found = [lookup(self.txn, ref) if is_complete(self.txn, ref) else None for ref in refs]
-        known = [ref for ref in found if ref is not None]
-        return (
-            len(known) == len(found)
-            and all(ref.kind in REF_KINDS[row.kind] for ref in known)
-            and row.level == level_of([ref.level for ref in known], row.kind)
-        )
-
     def adopt_copy(self, object_id: bytes, copy: ObjectRow, refs: bytes, known: ObjectRow) -> None:
         """Add a further location of an object that is `known`."""
         same = known.kind == copy.kind and known.level == copy.level
-        if not same or (known.kind != Kind.DATA and b"".join(self._live.refs(object_id)) != refs):
+        if not same or (known.kind != Kind.DATA and b"".join(refs_of(self.txn, object_id)) != refs):
             self._live.pack(copy.pack).conflicts += 1
             self.conflicts += 1
             return
@@ -305,7 +206,7 @@ class Ledger:
                     lost |= self._drop_location(object_id, rows.decode_object(object_id, value))
         self._live.forget_packs(gone)
         if lost and not self.stale:
-            self._judge_the_dead()
+            self._complete.judge_the_dead()
 
     def _drop_location(self, object_id: bytes, row: ObjectRow) -> bool:
         """Take the primary location away; whether the object is gone with it."""
@@ -320,33 +221,10 @@ class Ledger:
             return False
         if self.txn.get("counts", object_id) is not None:
             self.stale = True
-        if self.txn.delete("incomplete", object_id):
-            for ref in self._live.refs(object_id):
-                self.txn.delete("waiting", ref + object_id)
+        self._complete.forget(object_id)
         self.txn.delete("objects", object_id)
         self.txn.delete("refs", object_id)
         return True
-
-    def _judge_the_dead(self) -> None:
-        """Look at all dead objects that have refs, in the order of their levels: what they need may be gone."""
-        dead: dict[bytes, tuple[int, int]] = {}
-        for batch in batches(self.txn, "refs"):
-            ids = [object_id for object_id, _ in batch]
-            for object_id, count in zip(ids, self.txn.get_many("counts", ids), strict=True):
-                row = lookup(self.txn, object_id) if count is None else None
-                if row is not None:
-                    dead[object_id] = row.level, row.kind
-        self._judge_all(dead)
-
-    def _judge_all(self, inner: Mapping[bytes, tuple[int, int]]) -> None:
-        """Judge objects, given with level and kind, after those that they need."""
-        for object_id, (level, kind) in sorted(inner.items(), key=lambda item: item[1][0]):
-            self.judge(object_id, kind, level, self._live.refs(object_id))
-        # Where levels lie, what an object needs may have been judged after it: now it is known for what it waits.
-        for object_id in [object_id for object_id, _ in self.txn.scan("incomplete") if object_id in inner]:
-            level, kind = inner[object_id]
-            self.judge(object_id, kind, level, self._live.refs(object_id))
-        self._waiting = self.txn.count("waiting")
 
     # --- snapshots, markers, header batches ---------------------------------------------------------------
 
@@ -488,10 +366,9 @@ class Ledger:
 
     def recount(self) -> None:
         """Derive completeness, counts and live bytes from scratch, from what rows there are."""
-        for table in ("incomplete", "waiting", "roots"):
-            self.txn.clear(table)
-        self._waiting = self._roots = 0
-        self._recomplete()
+        self._complete.judge_everything()
+        self.txn.clear("roots")
+        self._roots = 0
         for key, value in list(self.txn.scan("snapshots")):
             row = rows.decode_snapshot(key, value)
             if row.status not in (rows.GOOD, rows.RELEASED):
@@ -503,11 +380,3 @@ class Ledger:
                 self._put_root(row.root, key)
         self._live.count_all()
         self.stale = False
-
-    def _recomplete(self) -> None:
-        """One pass over the objects that have refs, in order of their level, unless all are seen to be complete."""
-        found = ((object_id, lookup(self.txn, object_id)) for object_id, _ in self.txn.scan("refs"))
-        inner = {object_id: (row.level, row.kind) for object_id, row in found if row is not None}
-        if all_whole(self.txn, inner):
-            return
-        self._judge_all(inner)

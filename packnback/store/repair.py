@@ -36,9 +36,10 @@ from packnback.format.record import Record
 from packnback.ids import Kind, ObjectClass, class_of
 from packnback.store import adoption, catalog, layout
 from packnback.store.index import WriteTxn
+from packnback.store.objects import contradicts, lookup, pack_row
 from packnback.store.packer import EnvelopeFacts, Packer
 from packnback.store.quarantine import put_aside
-from packnback.store.refcount import Ledger, contradicts, lookup, pack_row
+from packnback.store.refcount import Ledger
 from packnback.store.repository import LocalRepository
 from packnback.store.scrub import read_what_can_be_read, scrub_pack
 

@@ -51,9 +51,10 @@ from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, ReadTxn, WriteTxn
 from packnback.store.interface import Committed, Head
 from packnback.store.lock import Held
+from packnback.store.objects import contradicts, is_complete, lookup
 from packnback.store.packer import BuiltPack, EnvelopeFacts, Packer
 from packnback.store.reconcile import Truth, reconcile
-from packnback.store.refcount import Ledger, contradicts, is_complete, lookup
+from packnback.store.refcount import Ledger
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 Object by object, each ref is a look-up somewhere in a table of millions. Nearly always the answer is yes for all of
 them, and that is cheaper to find out: what has refs is a hundredth of all objects and is kept in memory with its
 level and kind; the rest of what is referred to is sorted and looked for in order. Where the answer is no, somebody
-has to look at each object (`packnback.store.refcount`).
+has to look at each object (`packnback.store.completeness`).
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from packnback.store import layout
 from packnback.store.check import index_difference
 from packnback.store.condemned import Standing
 from packnback.store.interface import SnapshotInfo
+from packnback.store.objects import is_complete
 from packnback.store.reconcile import Reconciled, reconcile
-from packnback.store.refcount import is_complete
 from packnback.store.repository import LocalRepository, read_config
 
 CLIENT = RehearsedClient("recovery", floor=SMALL_FLOOR)

@@ -16,7 +16,7 @@ from two_machines import MEETINGS_BY_NAME, STEPS_BY_NAME, after_deletion, in_a_h
 from packnback.errors import ObjectMissing
 from packnback.gc import condemn
 from packnback.store import leases
-from packnback.store.refcount import is_complete
+from packnback.store.objects import is_complete
 from packnback.store.repository import LocalRepository
 from packnback.store.session import LocalSession
 

@@ -23,9 +23,9 @@ from packnback.store import bulk, layout
 from packnback.store.check import check_structure, index_difference
 from packnback.store.index import Index, ReadTxn
 from packnback.store.local import create_local
+from packnback.store.objects import is_complete
 from packnback.store.packer import EnvelopeFacts, Packer
 from packnback.store.reconcile import reconcile
-from packnback.store.refcount import is_complete
 from packnback.store.repository import LocalRepository
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from crypto_vectors import (
     DATA,
@@ -16,6 +18,7 @@ from crypto_vectors import (
     data_envelope,
     meta_envelope,
 )
+from cryptography.exceptions import UnsupportedAlgorithm
 from hypothesis import given
 from hypothesis import strategies as st
 from test_crypto_keys import LOW_ORDER_POINTS
@@ -243,6 +246,41 @@ def test_our_aead_is_pynacls(message: bytes, aad: bytes, at: int) -> None:
     assert not any(out[:at])
     for sealed in (out, bytes(out), memoryview(out)):
         assert aead.decrypt(key, nonce, aad, sealed, at) == message
+
+
+@pytest.mark.parametrize("length", [0, 1, 16, 63, 64, 65, 255, 256, 4095, 4096, 70_000, (1 << 20) + 7])
+def test_both_libraries_come_to_the_same(length: int) -> None:
+    chance = random.Random(length)
+    key, nonce, aad, message = (chance.randbytes(n) for n in (32, 24, length % 300, length))
+    sealed = [bytearray(b"before" + message + bytes(16) + b"behind") for _ in range(2)]
+    ways = ((aead._openssl_encrypt, aead._openssl_decrypt), (aead._sodium_encrypt, aead._sodium_decrypt))
+    for (encrypt, _), buffer in zip(ways, sealed, strict=True):
+        encrypt(key, nonce, aad, memoryview(buffer)[6:-6])
+    assert sealed[0] == sealed[1]
+    assert sealed[0].startswith(b"before") and sealed[0].endswith(b"behind")
+    for _, decrypt in ways:
+        body = sealed[0][6:-6]
+        assert decrypt(key, nonce, aad, memoryview(body)) == message
+        body[chance.randrange(len(body))] ^= 1
+        assert decrypt(key, nonce, aad, memoryview(body)) is None
+        assert decrypt(key, nonce, aad + b"x", memoryview(sealed[0][6:-6])) is None
+
+
+def test_openssl_does_the_work_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert aead._encrypt is aead._openssl_encrypt
+
+    def other(key: bytes, nonce: bytes, aad: bytes, buffer: memoryview) -> None:
+        aead._sodium_encrypt(key, nonce, aad + b"x", buffer)
+
+    def unsupported(*_: object) -> None:
+        raise UnsupportedAlgorithm("not in this mode")
+
+    assert aead._fits()
+    for name in ("_openssl_encrypt", "_openssl_decrypt"):
+        for replacement in (other, unsupported):
+            with monkeypatch.context() as patch:
+                patch.setattr(aead, name, replacement)
+                assert not aead._fits()
 
 
 @pytest.mark.parametrize("length", [0, 15, 17])
