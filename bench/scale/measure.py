@@ -218,6 +218,7 @@ def main() -> None:
     if chosen.run:
         run_here(chosen.run, chosen.directory)
         return
+    os.makedirs(chosen.directory, exist_ok=True)
     for objects in chosen.objects:
         measure(chosen.directory, objects, chosen.snapshots, chosen.only)
 

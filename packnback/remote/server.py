@@ -34,6 +34,7 @@ from packnback.remote.channel import Channel
 from packnback.remote.frames import STREAMS_MAX, WINDOW, Frame, Side
 from packnback.remote.intake import Bounds, Intake, open_intake
 from packnback.remote.protocol import Closed, Connection
+from packnback.remote.readahead import ReadAhead
 from packnback.remote.table import SPECS
 from packnback.store.interface import Fetched
 from packnback.store.repository import LocalRepository
@@ -70,7 +71,7 @@ class Server:
         self,
         repository: LocalRepository,
         role: Role,
-        channel: Channel,
+        channel: Channel | ReadAhead,
         *,
         room: Callable[[], int],
         idle_s: float = IDLE_S,

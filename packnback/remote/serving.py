@@ -14,6 +14,7 @@ from packnback.remote import failures, frames
 from packnback.remote.channel import Channel
 from packnback.remote.frames import Side
 from packnback.remote.protocol import Connection
+from packnback.remote.readahead import ReadAhead
 from packnback.remote.server import Role, Server
 from packnback.store.local import open_local
 from packnback.store.repository import LocalRepository
@@ -36,7 +37,7 @@ def serve(path: str, role: Role, channel: Channel) -> None:
             channel.write(Connection(Side.SERVER).send(frames.Farewell(*told)))
         raise
     try:
-        server = Server(repository, role, channel, room=partial(_room, path))
+        server = Server(repository, role, ReadAhead(channel), room=partial(_room, path))
         progress.send = server.tell_progress
         server.run()
     finally:
