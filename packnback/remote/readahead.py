@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 
 from packnback.bell import Bell
-from packnback.ids import MIB
+from packnback.ids import KIB, MIB
 from packnback.remote.channel import Channel
 from packnback.remote.frames import Buffer
 
 AHEAD_LIMIT = 40 * MIB
 """Bytes that are read ahead: what a client sends while a pack of 32 MiB is written, and then some."""
+_PIECE = 1 * KIB
+"""Each piece counts for so much more: a client that sends single bytes would fill fifty times the memory."""
 
 
 class ReadAhead:
@@ -37,7 +39,7 @@ class ReadAhead:
         try:
             while data := self._channel.read() or b"":
                 with self._lock:
-                    self._held += len(data)
+                    self._held += len(data) + _PIECE
                 self._came.put(data)
                 while not self._has_room():
                     self._room.wait()
@@ -65,7 +67,7 @@ class ReadAhead:
         if not found:
             self._end = found
         with self._lock:
-            self._held -= len(found)
+            self._held -= len(found) + _PIECE
         self._room.ring()
         return found
 

@@ -22,13 +22,16 @@ from packnback.store.blobs import FileBlobStore
 from packnback.store.local import create_local, open_local
 
 PATIENCE_S = 30.0
+COST = 1000 + 1024
+"""What one of `Endless`'s pieces counts for."""
 
 
 class Endless:
     """A channel on which there is always more."""
 
-    def __init__(self, error: Exception | None = None, after: int = 1 << 60) -> None:
+    def __init__(self, error: Exception | None = None, after: int = 1 << 60, length: int = 1000) -> None:
         self.reads = 0
+        self._length = length
         self._error = error
         self._after = after
 
@@ -38,7 +41,7 @@ class Endless:
             if self._error is not None:
                 raise self._error
             return b""
-        return bytes([self.reads % 256]) * 1000
+        return bytes([self.reads % 256]) * self._length
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -66,13 +69,23 @@ def test_no_more_is_held_than_the_bound_and_one_read(monkeypatch: pytest.MonkeyP
         waits.append(None)
         wait()
 
-    until(lambda: endless.reads >= 11)
+    until(lambda: endless.reads >= 6)
     monkeypatch.setattr(ahead._room, "wait", counted)
     for taken in range(1, 200):
         assert ahead.read() == bytes([taken % 256]) * 1000
-        assert endless.reads * 1000 <= taken * 1000 + 10_500 + 1000
-    until(lambda: endless.reads == 199 + 11)
+        assert endless.reads * COST <= taken * COST + 10_500 + COST
+    until(lambda: endless.reads == 199 + 6)
     assert waits
+
+
+def test_single_bytes_do_not_fill_the_memory() -> None:
+    endless = Endless(length=1)
+    ahead = ReadAhead(endless, limit=100_000)  # type: ignore[arg-type]
+    until(lambda: ahead._held >= 100_000)
+    assert ahead._came.qsize() <= 100
+    for taken in range(1, 1000):
+        assert ahead.read() == bytes([taken % 256])
+        assert ahead._came.qsize() <= 100
 
 
 @pytest.mark.parametrize("error", [None, OSError(5, "no")])
