@@ -15,6 +15,7 @@ from packnback.cli.context import Context
 from packnback.cli.interrupt import Interrupts
 from packnback.cli.options import LazyGroup
 from packnback.cli.output import Output, OutputClosed, OutputFailed, discard_stdout, escaped
+from packnback.cli.phrases import Words
 from packnback.errors import PacknbackError
 
 DEBUG_VARIABLE = "PACKNBACK_DEBUG"
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         return words.FAILED
     except OutputFailed as error:
         discard_stdout()
-        return _complain(words.Words(f"cannot write the result: {error}"), words.FAILED)
+        return _complain(Words(f"cannot write the result: {error}"), words.FAILED)
     return code
 
 
@@ -88,14 +89,14 @@ def _outcome(arguments: Sequence[str], context: Context, interrupts: Interrupts)
     except OSError as error:
         _show_traceback()
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        told = words.Words(where + (error.strerror or str(error)))
+        told = Words(where + (error.strerror or str(error)))
         return _tell("system-error", told, words.FAILED, output)
     except (KeyboardInterrupt, click.Abort):
         interrupts.obeyed()
         return tell_interrupted(context)
     except Exception as error:  # noqa: BLE001 - nobody shall see a traceback who did not ask for one
         _show_traceback()
-        told = words.Words(
+        told = Words(
             f"internal error: {type(error).__name__}: {error}", f"{DEBUG_VARIABLE}=1 shows where; please report it"
         )
         return _tell("internal-error", told, words.FAILED, output)
@@ -118,7 +119,7 @@ def tell(error: PacknbackError, output: Output) -> int:
 
 def tell_interrupted(context: Context) -> int:
     """Say that somebody asked us to stop; the exit code."""
-    told = words.Words("interrupted", context.when_interrupted)
+    told = Words("interrupted", context.when_interrupted)
     return _tell("interrupted", told, words.INTERRUPTED, context.output)
 
 
@@ -127,10 +128,10 @@ def _tell_usage(error: click.ClickException, output: Output) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         print(error.format_message(), file=sys.stderr)
         return words.USAGE
-    return _tell("usage-error", words.Words(error.format_message(), f"see {where} --help"), words.USAGE, output)
+    return _tell("usage-error", Words(error.format_message(), f"see {where} --help"), words.USAGE, output)
 
 
-def _tell(kind: str, told: words.Words, code: int, output: Output) -> int:
+def _tell(kind: str, told: Words, code: int, output: Output) -> int:
     if output.json:
         hint = {"hint": told.hint} if told.hint is not None else {}
         output.document({"error": {"kind": kind, "message": told.message, **hint}})
@@ -138,7 +139,7 @@ def _tell(kind: str, told: words.Words, code: int, output: Output) -> int:
     return _complain(told, code)
 
 
-def _complain(told: words.Words, code: int) -> int:
+def _complain(told: Words, code: int) -> int:
     lines = told.message.split("\n")
     print("packnback: " + "\n".join(escaped(line) for line in lines), file=sys.stderr)
     if told.hint:

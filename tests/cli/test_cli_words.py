@@ -10,6 +10,7 @@ import pytest
 
 from packnback import errors
 from packnback.cli import main, words
+from packnback.cli.phrases import WRITERS
 
 EXAMPLES: dict[str, Any] = {
     "str": "fact", "str | None": "fact", "int": 7, "int | None": 7, "float": 1.5, "bytes": b"\x01" * 32,
@@ -33,7 +34,7 @@ CLASSES = sorted(set(all_errors()), key=lambda cls: cls.__name__)
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_every_error_has_words(cls: type[errors.PacknbackError]) -> None:
-    assert cls in words._WRITERS, f"{cls.__name__} has no words"
+    assert cls in WRITERS, f"{cls.__name__} has no words"
     error = example(cls)
     told = words.words(error)
     assert told.message
