@@ -18,7 +18,7 @@ from msgspec import Struct, field
 
 from packnback.backup.cache import KEY_LIMIT, ROWS, Cache
 from packnback.backup.cache_rows import SCOPE_LEN, PartRow, Rows
-from packnback.backup.pipeline import Question
+from packnback.backup.schedule import Question
 from packnback.ids import MIB
 
 WINDOW_BYTES = 1 * MIB

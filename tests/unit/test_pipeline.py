@@ -11,11 +11,12 @@ from random import Random
 import pytest
 from memory_session import MemoryReader, MemorySession
 
-from packnback.backup import pipeline as pipeline_module
+from packnback.backup import schedule as schedule_module
 from packnback.backup import sealing
 from packnback.backup.bundle import Bundler
 from packnback.backup.disguise import BATCH_IDS, PACK_WORTH
-from packnback.backup.pipeline import META_LIMIT, PLAINTEXT_LIMIT, SEALED_LIMIT, Pipeline
+from packnback.backup.pipeline import Pipeline
+from packnback.backup.schedule import META_LIMIT, PLAINTEXT_LIMIT, SEALED_LIMIT
 from packnback.backup.sealing import is_compressible
 from packnback.backup.stream import ChunkStream
 from packnback.crypto.keys import OwnerKey
@@ -189,13 +190,13 @@ def test_listings_are_bounded_too_and_push_what_they_wait_for() -> None:
         data = pipeline.add_data(b"small").wait()
         for i in range(40):
             pipeline.add_meta(Kind.PAGE, 1, [data], Random(i).randbytes(1 * MIB))
-            assert pipeline._meta_bytes <= META_LIMIT + 2 * MIB
+            assert pipeline._schedule.meta_bytes <= META_LIMIT + 2 * MIB
         pipeline.drain()
     assert len(session.records) == 41
 
 
 def test_room_runs_out_while_a_batch_is_incomplete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_module, "PLAINTEXT_LIMIT", 8 * MIB)
+    monkeypatch.setattr(schedule_module, "PLAINTEXT_LIMIT", 8 * MIB)
     session = MemorySession()
     with new(session) as pipeline:
         for plaintext in blobs(9, 20, 1 * MIB):
