@@ -42,7 +42,7 @@ from msgspec import Struct, field
 from packnback.errors import IndexDamage
 from packnback.format.snapshot import Receipt
 
-LAYOUT = 1
+LAYOUT = 2
 TABLES = (
     "objects",
     "more",
@@ -296,7 +296,7 @@ def decode_snapshot(key: bytes, value: bytes) -> SnapshotRow:
 def receipt_of_snapshot(key: bytes, value: bytes) -> tuple[int, int, int]:
     """(status, receipt time in ns, receipt counter) alone; zeros when the file is not GOOD or RELEASED.
 
-    A commit asks this of every snapshot there is.
+    A commit asks this of every snapshot file there is.
     """
     status = unseal("snapshots", key, value)[0]
     if status in (DAMAGED, NEWER):

@@ -11,6 +11,9 @@ from packnback.store.index import ReadTxn
 from packnback.store.interface import Head, SnapshotInfo
 from packnback.store.objects import is_complete
 
+RELEASED_TOP = b"released top"
+"""Key in ``meta``."""
+
 
 def snapshots(txn: ReadTxn) -> list[SnapshotInfo]:
     """Every good snapshot that is not released, oldest receipt first."""
@@ -102,20 +105,21 @@ def find(txn: ReadTxn, client_id: bytes, sequence: int, snapshot_id: bytes) -> R
 
 
 def head(txn: ReadTxn, client_id: bytes) -> Head | None:
-    """The newest snapshot of a client, live or released."""
+    """The newest snapshot of a client, live or released. Keys go on with the sequence: the last is the newest."""
     best: Head | None = None
-    # Keys go on with the sequence, so the last is the newest.
-    if released := list(txn.scan("released", client_id)):
-        sequence = rows.split_released_key(released[-1][0])[1]
+    if released := txn.last("released", client_id):
+        sequence = rows.split_released_key(released[0])[1]
         key, value = next(txn.scan("released", rows.released_key(client_id, sequence, b"")))
         kept = rows.decode_released(key, value)
         best = Head(sequence, kept.id, kept.receipt.time_ns, kept.epoch)
-    for key, value in reversed(list(txn.scan("snapshots", client_id.hex().encode()))):
-        row = rows.decode_snapshot(key, value)
+    prefix, before = client_id.hex().encode(), None
+    while found := txn.last("snapshots", prefix, before):
+        row = rows.decode_snapshot(*found)
         if row.status == rows.GOOD:
             if best is None or row.sequence > best.sequence:
                 best = Head(row.sequence, row.id, row.receipt.time_ns, row.epoch)
             break
+        before = found[0]
     return best
 
 
@@ -133,8 +137,8 @@ class Newest(NamedTuple):
 
 
 def newest(txn: ReadTxn) -> Newest:
-    """The newest receipt."""
-    top = max((rows.decode_released(key, value).receipt.counter for key, value in txn.scan("released")), default=0)
+    """The newest receipt. Costs a look at every snapshot file there is; headers are kept for ever, and counted."""
+    top = released_top(txn)
     received: int | None = None
     for key, value in txn.scan("snapshots"):
         status, time_ns, counter = rows.receipt_of_snapshot(key, value)
@@ -143,3 +147,14 @@ def newest(txn: ReadTxn) -> Newest:
         if status == rows.GOOD and (received is None or time_ns > received):
             received = time_ns
     return Newest(top, received)
+
+
+def released_top(txn: ReadTxn) -> int:
+    """The highest receipt counter of all kept headers; 0 when there is none. The ledger keeps it."""
+    value = txn.get("meta", RELEASED_TOP)
+    return int.from_bytes(rows.unseal("meta", RELEASED_TOP, value), "big") if value else 0
+
+
+def encode_released_top(counter: int) -> bytes:
+    """The row at `RELEASED_TOP`."""
+    return rows.seal(RELEASED_TOP, counter.to_bytes(8, "big"))

@@ -81,11 +81,16 @@ def _settled_difference(repository: LocalRepository, fresh: Index) -> str | None
 
 
 def index_difference(live: Index, fresh: Index) -> str | None:
-    """The first difference between two indexes, pack numbers read as names and ``meta`` left out, or None."""
+    """The first difference between two indexes, pack numbers read as names, or None.
+
+    Of ``meta`` only what is derived from the directories counts.
+    """
     try:
         with live.read() as a, fresh.read() as b:
             if known_names(a) != known_names(b):
                 return _OTHER_NAMES
+            if catalog.released_top(a) != catalog.released_top(b):
+                return "table meta, the highest counter of what was released"
             names = {id(a): _pack_names(a), id(b): _pack_names(b)}
             for table in rows.TABLES:
                 if table in ("meta", "packs", "pack_names"):

@@ -44,6 +44,9 @@ class ReadTxn(Protocol):
     def scan(self, table: str, prefix: bytes = b"", start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Rows whose key starts with `prefix`, ascending, from `start` (inclusive) on."""
 
+    def last(self, table: str, prefix: bytes = b"", before: bytes | None = None) -> tuple[bytes, bytes] | None:
+        """The last row whose key starts with `prefix`, of those whose key is less than `before`; None without any."""
+
     def count(self, table: str) -> int:
         """Number of rows."""
 

@@ -66,6 +66,12 @@ class _Reader:
                 if self._changes != changes:
                     raise RuntimeError("written to during a scan")
 
+    def last(self, table: str, prefix: bytes = b"", before: bytes | None = None) -> tuple[bytes, bytes] | None:
+        bounds = [bound for bound in (before, _behind(prefix)) if bound is not None]
+        with self._txn.cursor(self._tables[table]) as cursor:
+            found = cursor.prev() if bounds and cursor.set_range(min(bounds)) else cursor.last()
+            return cursor.item() if found and cursor.key().startswith(prefix) else None
+
     def count(self, table: str) -> int:
         return self._txn.stat(self._tables[table])["entries"]
 
@@ -105,6 +111,12 @@ class _Writer(_Reader):
     def clear(self, table: str) -> None:
         self._changes += 1
         self._txn.drop(self._tables[table], delete=False)
+
+
+def _behind(prefix: bytes) -> bytes | None:
+    """The least key that lies behind all that start with `prefix`; None when there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
 
 
 def _checked(key: bytes) -> bytes:

@@ -24,6 +24,7 @@ from packnback.format.rows import ObjectRow, ReleasedRow, SnapshotRow
 from packnback.format.snapshot import KeptHeader, decode_header, decode_receipt, snapshot_name
 from packnback.ids import ID_LEN, Kind
 from packnback.store.adoption import PackFacts, pack_facts
+from packnback.store.catalog import RELEASED_TOP, encode_released_top, released_top
 from packnback.store.completeness import Completeness
 from packnback.store.condemned import condemned_numbers
 from packnback.store.index import WriteTxn
@@ -294,12 +295,15 @@ class Ledger:
         if self.txn.get("batches", key) is not None:
             return
         self.txn.put("batches", key, rows.seal(key, bytes((status,))))
+        top = released_top(self.txn)
         for kept in headers or ():
             header = decode_header(kept.header)
             row = ReleasedRow(kept.id, header.prev, header.domain_id, header.epoch, decode_receipt(kept.receipt))
             released = rows.released_key(header.client_id, header.sequence, bytes.fromhex(name))
             self.txn.put("released", released, rows.encode_released(released, row))
+            top = max(top, row.receipt.counter)
             self._retire(snapshot_name(header.client_id, header.sequence), kept.id)
+        self._put_released_top(top)
 
     def _retire(self, name: str, snapshot_id: bytes) -> None:
         key = name.encode()
@@ -316,6 +320,14 @@ class Ledger:
         for key in [key for key, _ in self.txn.scan("released")]:
             if rows.split_released_key(key)[2].hex() == name:
                 self.txn.delete("released", key)
+        left = (rows.decode_released(key, value).receipt.counter for key, value in self.txn.scan("released"))
+        self._put_released_top(max(left, default=0))
+
+    def _put_released_top(self, counter: int) -> None:
+        if counter:
+            self.txn.put("meta", RELEASED_TOP, encode_released_top(counter))
+        else:
+            self.txn.delete("meta", RELEASED_TOP)
 
     # --- condemned packs ---------------------------------------------------------------------------------
 

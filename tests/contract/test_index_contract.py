@@ -182,6 +182,33 @@ class IndexContract(ABC):
             assert list(txn.scan("objects", prefix, start)) == want
         assert index.write(lambda txn: list(txn.scan("objects", prefix, start))) == want
 
+    @pytest.mark.parametrize(
+        ("prefix", "before", "expected"),
+        [
+            (b"", None, b"\xff\xff"),
+            (b"a", None, b"abc"),
+            (b"aa", None, None),
+            (b"\xff", None, b"\xff\xff"),
+            (b"\xff\xff", None, b"\xff\xff"),
+            (b"b", b"ba", b"b"),
+            (b"b", b"b", None),
+            (b"b", b"zz", b"ba"),
+            (b"a", b"b", b"abc"),
+            (b"a", b"abb", b"ab"),
+            (b"", b"\x00", None),
+            (b"", b"\xff\xff\xff", b"\xff\xff"),
+        ],
+    )
+    def test_last(self, index: Index, prefix: bytes, before: bytes | None, expected: bytes | None) -> None:
+        with index.read() as txn:
+            assert txn.last("objects", prefix, before) is None
+        keys = [b"b", b"abc", b"\xff\xff", b"a", b"\x00", b"ba", b"\xff", b"ab"]
+        index.write(put("objects", *((key, key[::-1]) for key in keys)))
+        want = None if expected is None else (expected, expected[::-1])
+        with index.read() as txn:
+            assert txn.last("objects", prefix, before) == want
+        assert index.write(lambda txn: txn.last("objects", prefix, before)) == want
+
     def test_two_scans_may_run_side_by_side_and_stop_early(self, index: Index) -> None:
         index.write(put("objects", *((bytes([i]), b"") for i in range(9))))
         with index.read() as txn:
@@ -346,7 +373,8 @@ def _apply(edits: list[tuple[str, bytes, bytes]], txn: WriteTxn) -> None:
 
 def _answers(txn: ReadTxn, keys: list[bytes]) -> object:
     scans = [list(txn.scan("objects", key, other)) for key in keys for other in (None, *keys)]
-    return txn.count("objects"), list(txn.scan("objects")), txn.get_many("objects", keys), scans
+    lasts = [txn.last("objects", key, other) for key in keys for other in (None, *keys)]
+    return txn.count("objects"), list(txn.scan("objects")), txn.get_many("objects", keys), scans, lasts
 
 
 @given(batches=st.lists(EDITS, max_size=4), keys=st.lists(KEYS, max_size=4))

@@ -68,6 +68,13 @@ class SimReadTxn:
                 raise RuntimeError("written to during a scan")
             at += 1
 
+    def last(self, table: str, prefix: bytes = b"", before: bytes | None = None) -> tuple[bytes, bytes] | None:
+        self._steps.check()
+        rows, order = self._state[table].rows, self._state[table].order
+        at = len(order) if before is None else bisect_left(order, before)
+        found = next((key for key in reversed(order[:at]) if key.startswith(prefix)), None)
+        return None if found is None else (found, rows[found])
+
     def count(self, table: str) -> int:
         self._steps.check()
         return len(self._state[table].rows)
