@@ -39,6 +39,7 @@ _RECEIPT = struct.Struct("<4sBBHqQQ")
 RECEIPT_LEN = _RECEIPT.size + CHECKSUM_LEN
 _CERTIFICATE_NAME_AT = 108
 FILE_LIMIT = 32 << 20
+COUNTER_MAX = (1 << 64) - 1
 
 
 class Header(Struct, frozen=True):

@@ -18,13 +18,14 @@ from packnback.gc.retention import Candidate, Policy, Verdict, decide, guard_clo
 from packnback.store import catalog, layout
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.interface import SnapshotInfo
+from packnback.store.receipts import newest_receipt
 from packnback.store.refcount import Ledger
 from packnback.store.repository import LocalRepository
 
 
 def newest_time(txn: ReadTxn) -> int | None:
     """Time in ns of the newest receipt or marker: what the clock is compared with."""
-    newest = catalog.newest(txn).received_ns
+    newest = newest_receipt(txn).received_ns
     times = [*catalog.forgotten_times(txn).values(), *((newest,) if newest is not None else ())]
     return max(times, default=None)
 

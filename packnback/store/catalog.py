@@ -1,8 +1,6 @@
-"""What the index knows of snapshots: the list, a client's head, the newest receipt. Reading only."""
+"""What the index knows of snapshots: the list, a client's head. Reading only."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 from packnback.format import rows, snapshot
 from packnback.format.rows import SnapshotRow
@@ -10,9 +8,6 @@ from packnback.format.snapshot import PARTIAL, Receipt
 from packnback.store.index import ReadTxn
 from packnback.store.interface import Head, SnapshotInfo
 from packnback.store.objects import is_complete
-
-RELEASED_TOP = b"released top"
-"""Key in ``meta``."""
 
 
 def snapshots(txn: ReadTxn) -> list[SnapshotInfo]:
@@ -121,40 +116,3 @@ def head(txn: ReadTxn, client_id: bytes) -> Head | None:
             break
         before = found[0]
     return best
-
-
-class Newest(NamedTuple):
-    """The newest receipt, over all clients."""
-
-    counter: int
-    """The highest counter over all snapshots and kept headers; 0 when there is none."""
-    received_ns: int | None
-    """The latest time of any snapshot that is not released: what a clock is compared with.
-
-    Kept headers do not count. A clock that once was years ahead would otherwise keep everybody from backing up for
-    as long, with no way out; like this, giving up what it had stamped is one.
-    """
-
-
-def newest(txn: ReadTxn) -> Newest:
-    """The newest receipt. Costs a look at every snapshot file there is; headers are kept for ever, and counted."""
-    top = released_top(txn)
-    received: int | None = None
-    for key, value in txn.scan("snapshots"):
-        status, time_ns, counter = rows.receipt_of_snapshot(key, value)
-        if counter > top:
-            top = counter
-        if status == rows.GOOD and (received is None or time_ns > received):
-            received = time_ns
-    return Newest(top, received)
-
-
-def released_top(txn: ReadTxn) -> int:
-    """The highest receipt counter of all kept headers; 0 when there is none. The ledger keeps it."""
-    value = txn.get("meta", RELEASED_TOP)
-    return int.from_bytes(rows.unseal("meta", RELEASED_TOP, value), "big") if value else 0
-
-
-def encode_released_top(counter: int) -> bytes:
-    """The row at `RELEASED_TOP`."""
-    return rows.seal(RELEASED_TOP, counter.to_bytes(8, "big"))

@@ -23,6 +23,7 @@ from packnback.store.condemned import condemned_packs
 from packnback.store.damage import Finding, missing_below, snapshots_needing
 from packnback.store.index import Index, ReadTxn
 from packnback.store.interface import SnapshotInfo
+from packnback.store.receipts import newest_receipt
 from packnback.store.reconcile import Truth, known_names, reconcile
 from packnback.store.repository import LocalRepository
 
@@ -89,8 +90,8 @@ def index_difference(live: Index, fresh: Index) -> str | None:
         with live.read() as a, fresh.read() as b:
             if known_names(a) != known_names(b):
                 return _OTHER_NAMES
-            if catalog.released_top(a) != catalog.released_top(b):
-                return "table meta, the highest counter of what was released"
+            if newest_receipt(a) != newest_receipt(b):
+                return "table meta, the newest receipt"
             names = {id(a): _pack_names(a), id(b): _pack_names(b)}
             for table in rows.TABLES:
                 if table in ("meta", "packs", "pack_names"):

@@ -14,11 +14,12 @@ from packnback.errors import (
     StaleSequence,
 )
 from packnback.format import record as record_format
-from packnback.format.snapshot import Header, Receipt, SnapshotFile
+from packnback.format.snapshot import COUNTER_MAX, Header, Receipt, SnapshotFile
 from packnback.ids import Kind, ObjectClass
 from packnback.store import adoption, catalog
 from packnback.store.index import ReadTxn
 from packnback.store.objects import is_complete, lookup
+from packnback.store.receipts import newest_receipt
 from packnback.store.reconcile import Truth
 
 CLOCK_BACKWARDS_NS = 15 * 60 * 10**9
@@ -92,10 +93,14 @@ def check_root(txn: ReadTxn, file: SnapshotFile) -> None:
 
 
 def stamp(txn: ReadTxn, now_ns: int, bytes_published: int, *, self_stamped: bool) -> Receipt:
-    """The receipt of the next snapshot: not before the newest one. Raises ClockRefused."""
-    newest = catalog.newest(txn)
+    """The receipt of the next snapshot: not before the newest one. Raises ClockRefused.
+
+    Whoever can write into the directory can make a file with the last counter that there is. Counters only order what
+    is listed; those behind it share that number, and the backups go on.
+    """
+    newest = newest_receipt(txn)
     newest_ns = newest.received_ns
     if newest_ns is not None and now_ns < newest_ns - CLOCK_BACKWARDS_NS:
         raise ClockRefused(now_ns, newest_ns)
     received_ns = now_ns if newest_ns is None else max(now_ns, newest_ns)
-    return Receipt(received_ns, newest.counter + 1, bytes_published, self_stamped)
+    return Receipt(received_ns, min(newest.counter + 1, COUNTER_MAX), bytes_published, self_stamped)

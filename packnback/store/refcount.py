@@ -24,12 +24,12 @@ from packnback.format.rows import ObjectRow, ReleasedRow, SnapshotRow
 from packnback.format.snapshot import KeptHeader, decode_header, decode_receipt, snapshot_name
 from packnback.ids import ID_LEN, Kind
 from packnback.store.adoption import PackFacts, pack_facts
-from packnback.store.catalog import RELEASED_TOP, encode_released_top, released_top
 from packnback.store.completeness import Completeness
 from packnback.store.condemned import condemned_numbers
 from packnback.store.index import WriteTxn
 from packnback.store.liveness import Liveness
 from packnback.store.objects import batches, location, lookup, next_number, refs_of
+from packnback.store.receipts import Receipts
 
 _Arrival = tuple[int, RecordRow]
 """A record in the pack of this number."""
@@ -46,6 +46,7 @@ class Ledger:
         """Counts or completeness no longer follow from what there is: the caller must `recount`."""
         self._live = Liveness(txn)
         self._complete = Completeness(txn)
+        self._receipts = Receipts(txn)
         self._condemned = condemned_numbers(txn)
         self._known_roots: set[bytes] | None = None
         self._roots = txn.count("roots")
@@ -54,6 +55,7 @@ class Ledger:
     def settle(self) -> None:
         """Write what is still only in memory. Nothing may be changed through this ledger afterwards."""
         self._live.settle()
+        self._receipts.settle()
         value = self.next_number.to_bytes(4, "big")
         self.txn.put("meta", b"next pack", rows.seal(b"next pack", value))
 
@@ -243,6 +245,7 @@ class Ledger:
             if row.status == rows.GOOD and self._is_released(row):
                 row = replace(row, status=rows.RELEASED)
             self.txn.put("snapshots", key, rows.encode_snapshot(key, row))
+            self._receipts.add(row)
             if row.status == rows.GOOD:
                 self._put_root(row.root, key)
                 roots.append(row.root)
@@ -271,6 +274,7 @@ class Ledger:
             return
         row = rows.decode_snapshot(key, value)
         self.txn.delete("snapshots", key)
+        self._receipts.remove(row)
         if row.status == rows.GOOD:
             self._drop_root(row.root, key)
 
@@ -295,15 +299,13 @@ class Ledger:
         if self.txn.get("batches", key) is not None:
             return
         self.txn.put("batches", key, rows.seal(key, bytes((status,))))
-        top = released_top(self.txn)
         for kept in headers or ():
             header = decode_header(kept.header)
             row = ReleasedRow(kept.id, header.prev, header.domain_id, header.epoch, decode_receipt(kept.receipt))
             released = rows.released_key(header.client_id, header.sequence, bytes.fromhex(name))
             self.txn.put("released", released, rows.encode_released(released, row))
-            top = max(top, row.receipt.counter)
+            self._receipts.add_kept(row.receipt.counter)
             self._retire(snapshot_name(header.client_id, header.sequence), kept.id)
-        self._put_released_top(top)
 
     def _retire(self, name: str, snapshot_id: bytes) -> None:
         key = name.encode()
@@ -311,6 +313,7 @@ class Ledger:
         row = rows.decode_snapshot(key, value) if value else None
         if row is not None and row.status == rows.GOOD and row.id == snapshot_id:
             self.txn.put("snapshots", key, rows.encode_snapshot(key, replace(row, status=rows.RELEASED)))
+            self._receipts.remove(row)
             self._drop_root(row.root, key)
 
     def drop_batch(self, name: str) -> None:
@@ -320,14 +323,7 @@ class Ledger:
         for key in [key for key, _ in self.txn.scan("released")]:
             if rows.split_released_key(key)[2].hex() == name:
                 self.txn.delete("released", key)
-        left = (rows.decode_released(key, value).receipt.counter for key, value in self.txn.scan("released"))
-        self._put_released_top(max(left, default=0))
-
-    def _put_released_top(self, counter: int) -> None:
-        if counter:
-            self.txn.put("meta", RELEASED_TOP, encode_released_top(counter))
-        else:
-            self.txn.delete("meta", RELEASED_TOP)
+        self._receipts.derive()
 
     # --- condemned packs ---------------------------------------------------------------------------------
 
@@ -391,4 +387,5 @@ class Ledger:
             if status == rows.GOOD:
                 self._put_root(row.root, key)
         self._live.count_all()
+        self._receipts.derive()
         self.stale = False

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import given, note
+from hypothesis import strategies as st
+from msgspec.structs import replace
 from simindex import SimIndex, SimReadTxn
 from smallclient import OWNER, SmallClient
 
-from packnback.format import rows
-from packnback.format.snapshot import KeptHeader, Receipt, decode_file, encode_receipt
+from packnback.format import rows, snapshot
+from packnback.format.snapshot import (
+    COUNTER_MAX,
+    Header,
+    KeptHeader,
+    Receipt,
+    decode_file,
+    encode_receipt,
+    snapshot_name,
+)
 from packnback.gc.compact import CompactOptions, compact
 from packnback.gc.forget import forget
 from packnback.store import catalog
 from packnback.store.check import index_difference
 from packnback.store.index import WriteTxn
 from packnback.store.local import create_local
+from packnback.store.receipts import derive_newest, newest_receipt
 from packnback.store.reconcile import reconcile
 from packnback.store.refcount import Ledger
 from packnback.store.repository import LocalRepository
@@ -40,6 +53,9 @@ def kept_header(repository: LocalRepository) -> KeptHeader:
     return KeptHeader(file.header_bytes, file.signature, file.certificate, encode_receipt(file.receipt))
 
 
+HEADER = Header(0, bytes(16), b"client id of 16B", bytes(16), 1, 1, bytes(32), bytes(32), bytes(32), 0, bytes(32))
+
+
 def with_counter(kept: KeptHeader, counter: int) -> KeptHeader:
     return KeptHeader(kept.header, kept.signature, kept.certificate, encode_receipt(Receipt(1, counter, 1)))
 
@@ -57,7 +73,7 @@ def test_the_highest_counter_follows_the_batches(repository: LocalRepository) ->
             else:
                 ledger.drop_batch(name)
             ledger.settle()
-            return catalog.newest(txn).counter
+            return newest_receipt(txn).counter
 
         return index.write(body)
 
@@ -68,7 +84,7 @@ def test_the_highest_counter_follows_the_batches(repository: LocalRepository) ->
     assert top_after("drop", first) == 5
     assert top_after("drop", second) == 0
     with index.read() as txn:
-        assert txn.get("meta", catalog.RELEASED_TOP) is None, "as in an index that never heard of any"
+        assert [key for key, _ in txn.scan("meta")] == [b"next pack"], "as in an index that never heard of any"
 
 
 def test_counters_go_on_when_everything_older_is_released(repository: LocalRepository) -> None:
@@ -113,8 +129,25 @@ def test_a_commit_looks_at_no_kept_header_but_its_clients_last(
         assert txn.count("released") == 4
         head = catalog.head(txn, client.key.client_id)
         assert head is not None and head.sequence == 5
-        assert catalog.newest(txn).counter == 5
+        assert newest_receipt(txn).counter == 5
     assert len(looked_at) == 1
+
+
+def test_the_last_counter_that_there_is_stops_nobody(repository: LocalRepository) -> None:
+    client, other = (SmallClient(repository.config.repository_id, name) for name in ("web1", "web2"))
+    back_up(repository, client, b"text")
+    [info] = repository.snapshots()
+    path = Path(repository.location, "snapshots", info.name)
+    file = path.read_bytes()
+    receipt = Receipt(info.receipt.time_ns, COUNTER_MAX, 0, self_stamped=True)
+    path.unlink()
+    with repository.reading():
+        assert repository.snapshots() == []
+    path.write_bytes(file[: -len(encode_receipt(receipt))] + encode_receipt(receipt))
+    for turn in range(2):
+        back_up(repository, other, b"%d" % turn)
+    assert {info.receipt.counter for info in repository.snapshots()} == {COUNTER_MAX}
+    assert len(repository.snapshots()) == 3
 
 
 def test_the_head_is_the_newest_good_snapshot_or_header(repository: LocalRepository) -> None:
@@ -134,3 +167,47 @@ def test_the_head_is_the_newest_good_snapshot_or_header(repository: LocalReposit
         with index.read() as txn:
             head = catalog.head(txn, client.key.client_id)
         assert (head.sequence if head else 0) == left
+
+
+@given(seed=st.integers(0, 2**64 - 1), steps=st.integers(1, 25))
+def test_the_newest_receipt_is_what_a_look_at_all_of_them_tells(seed: int, steps: int) -> None:
+    """Snapshots and header batches come and go, counters and times in no order, as files do that others write."""
+    note(f"seed {seed}, {steps} steps")
+    random, index = Random(seed), SimIndex()
+    header = snapshot.encode_header(HEADER)
+    names: list[str] = []
+    batches: list[str] = []
+
+    def receipt() -> Receipt:
+        return Receipt(random.randrange(-3, 9), random.randrange(1, 9), 0)
+
+    def step(ledger: Ledger) -> None:
+        choice = random.randrange(6)
+        if choice < 2:
+            sequence = random.randrange(4)
+            name = snapshot_name(HEADER.client_id, sequence)
+            status = random.choice((rows.GOOD, rows.GOOD, rows.DAMAGED))
+            row = rows.SnapshotRow(status, sequence.to_bytes(32, "big"), HEADER.client_id, sequence=sequence)
+            ledger.adopt_snapshot(name, replace(row, receipt=receipt()))
+            names.append(name)
+        elif choice == 2 and names:
+            ledger.drop_snapshot(random.choice(names))
+        elif choice == 3:
+            batches.append(random.randbytes(32).hex())
+            kept = KeptHeader(header, bytes(64), b"", encode_receipt(receipt()))
+            ledger.adopt_batch(batches[-1], [kept] * random.randrange(1, 3))
+        elif choice == 4 and batches:
+            ledger.drop_batch(random.choice(batches))
+            ledger.recount()
+        else:
+            ledger.recount()
+
+    def body(txn: WriteTxn) -> None:
+        ledger = Ledger(txn)
+        for _ in range(random.randrange(1, 4)):
+            step(ledger)
+        ledger.settle()
+        assert newest_receipt(txn) == derive_newest(txn)
+
+    for _ in range(steps):
+        index.write(body)
