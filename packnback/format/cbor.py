@@ -22,7 +22,7 @@ DEPTH_LIMIT = 16
 """At most so many arrays and maps inside one another."""
 
 WEIGHT_LIMIT = 128 * MIB
-"""Bytes of memory that the items of a large document may take, their contents not counted."""
+"""Bytes of memory that the items of a large document may take, the contents of byte strings not counted."""
 UNWEIGHED = 1 * MIB
 """Documents up to this size are not weighed: the heaviest take 72 MiB, and nearly all honest ones are smaller."""
 _WEIGHTS = (40, 40, 48, 64, 72, 240, 72, 40)
@@ -76,18 +76,19 @@ def _check_weight(data: bytes, what: str) -> None:
     while at < end:
         major, argument = data[at] >> 5, data[at] & 31
         at += 1
-        if argument < 24:
-            weight += 8 if major < 2 else _WEIGHTS[major]
+        if argument < 24:  # CPython keeps such integers for everybody, but of the negative ones only five
+            weight += 8 if major == 0 else _WEIGHTS[major]
         elif (width := _ARGUMENT_WIDTHS.get(argument)) is None:
             return
         else:
             argument = int.from_bytes(data[at : at + width], "big")
             at += width
             weight += _WEIGHTS[major]
-        if weight > WEIGHT_LIMIT:
-            raise FormatDamage(what, "so many items that decoding them would exhaust the memory")
         if major in (2, 3):
             at += argument
+            weight += 4 * argument if major == 3 else 0  # one character of the rarer kinds makes all of them as wide
+        if weight > WEIGHT_LIMIT:
+            raise FormatDamage(what, "so many items that decoding them would exhaust the memory")
 
 
 def expect(condition: bool, what: str, why: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import time
 from collections.abc import Mapping, Sequence
 
 from packnback.ids import MIB
@@ -12,6 +13,7 @@ from packnback.remote.frames import Buffer
 
 READ_LIMIT = 1 * MIB
 _PIECES_AT_ONCE = 16
+_LOOK_EVERY_S = 0.1
 
 
 class Channel:
@@ -29,6 +31,8 @@ class Channel:
         self._patience_s = patience_s
         self._waker = os.pipe() if may_give_up else None
         """A pipe in which there is something to read once `give_up` was called."""
+        self._deserted = False
+        self._look_again_at = 0.0
         for fd in (read_fd, write_fd):
             _widen(fd)
         self._blocked = os.get_blocking(write_fd)
@@ -72,6 +76,15 @@ class Channel:
                 written -= len(left.pop(0))
             if written:
                 left[0] = left[0][written:]
+
+    @property
+    def deserted(self) -> bool:
+        """Whether nobody is left to read what is written here. Looked at ten times a second at the most."""
+        now = time.monotonic()
+        if not self._deserted and now >= self._look_again_at:
+            self._look_again_at = now + _LOOK_EVERY_S
+            self._deserted = bool(_ready({self._write_fd: 0}, 0.0))
+        return self._deserted
 
     def give_up(self) -> None:
         """Let a write that waits raise TimeoutError; only with `may_give_up`. For another thread."""

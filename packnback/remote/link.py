@@ -28,7 +28,10 @@ PING_S = 60.0
 """A far side that hears nothing for ten minutes gives up."""
 _CONSUMED_TOLD = WINDOW // 4
 _LAST_WORD_S = 1.0
-_ROWS_MAX = 1_000_000
+_ROWS_MAX = 300_000
+"""Snapshots that are listed; they take about a KiB each."""
+_NOTES_MAX = 1_000
+"""They are printed; a far side could fill a log with them."""
 
 F = TypeVar("F", bound=Frame)
 
@@ -69,6 +72,7 @@ class Link:
         """Of an answer that comes in parts."""
         self._streams: dict[int, Stream] = {}
         self._next_stream = 0
+        self._notes = 0
         self._failure: PacknbackError | None = None
         self._closing = threading.Event()
         self.welcome: Future[frames.Welcome] = Future()
@@ -254,6 +258,9 @@ class Link:
         elif frame.kind == "advance":
             progress.advance(frame.amount)
         else:
+            self._notes += 1
+            if self._notes > _NOTES_MAX:
+                raise ProtocolViolation("Progress", "no end of notes")
             progress.note(frame.text)
 
     def _fail(self, error: PacknbackError) -> None:

@@ -13,9 +13,22 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Set
 
 from packnback.errors import ProtocolViolation, RemoteVersion
-from packnback.remote.frames import Buffer, Failure, Farewell, Frame, Hello, Side, Snapshots, Welcome
+from packnback.ids import KIB
+from packnback.remote.frames import (
+    Answer,
+    Buffer,
+    Failure,
+    Farewell,
+    Frame,
+    Hello,
+    Progress,
+    Side,
+    Snapshots,
+    Welcome,
+)
 from packnback.remote.inbox import Inbox
 from packnback.remote.table import BY_CODE, SPECS
 
@@ -23,6 +36,8 @@ VERSION = 1
 _GREETING = b"packnback-wire "
 _GREETING_LIMIT = 32
 _HEAD = struct.Struct("<IB")
+_UNWELCOME_LIMIT = 64 * KIB
+"""What is not allowed anyway is not kept and decoded at any length: that is memory, and whose it is not tells."""
 _SHOWN = 300
 """Bytes of something else than a greeting that are told: a shell's complaint, a message of the day."""
 
@@ -39,8 +54,10 @@ _FIRST: dict[Side, tuple[type[Frame], ...]] = {Side.CLIENT: (Hello,), Side.SERVE
 class Connection:
     """One end of a connection. Not thread-safe: sending and receiving touch one queue, which callers lock."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side, unwelcome: Set[type[Frame]] = frozenset()) -> None:
+        """`unwelcome` are frames that will be refused: they may come, but only short."""
         self._side = side
+        self._unwelcome = unwelcome
         self._inbox = Inbox()
         self._ended = False
         self._failure: ProtocolViolation | RemoteVersion | None = None
@@ -147,13 +164,15 @@ class Connection:
         spec = SPECS[cls]
         if spec.sender is self._side:
             raise ProtocolViolation(cls.__name__, "not for this end to send")
-        if length > spec.limit:
+        if length > (min(spec.limit, _UNWELCOME_LIMIT) if cls in self._unwelcome else spec.limit):
             raise ProtocolViolation(cls.__name__, f"{length} bytes")
         is_first = cls in _FIRST[self._side.other]
         if self._first_heard != (not is_first) and cls is not Farewell:
             raise ProtocolViolation(cls.__name__, "out of turn")
         if cls is Failure or cls in _REPLIES:
             self._expect_answer(cls)
+        if cls is Progress and (not self._awaited or self._awaited[0] is not Answer):
+            raise ProtocolViolation(cls.__name__, "nothing is under way that would take long")
         return cls
 
     def _expect_answer(self, cls: type[Frame]) -> None:

@@ -71,6 +71,11 @@ class ReadAhead:
         self._room.ring()
         return found
 
+    @property
+    def deserted(self) -> bool:
+        """See `Channel.deserted`. What was read ahead of somebody who has gone is worth nothing."""
+        return self._channel.deserted
+
     def write(self, pieces: Sequence[Buffer]) -> None:
         """See `Channel.write`."""
         self._channel.write(pieces)

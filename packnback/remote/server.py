@@ -56,6 +56,11 @@ class Role(Struct, frozen=True):
         """Whether all of these verbs are allowed."""
         return self.verbs.issuperset(verbs)
 
+    @property
+    def refused(self) -> frozenset[type[Frame]]:
+        """The requests that take a verb which is not allowed."""
+        return frozenset(frame for frame, (verbs, _) in _HANDLERS.items() if not self.allows(*verbs))
+
 
 class _Stream(Struct):
     objects: Iterator[Fetched]
@@ -82,7 +87,7 @@ class Server:
         self._channel = channel
         self._room = room
         self._idle_s = idle_s
-        self._connection = Connection(Side.SERVER)
+        self._connection = Connection(Side.SERVER, role.refused)
         self._streams: dict[int, _Stream] = {}
         self._intake: Intake | None = None
         self._session = ExitStack()
@@ -125,7 +130,9 @@ class Server:
             self._send(frames.Farewell(*self._told(error)))
 
     def _step(self) -> bool:
-        """One frame, or one object of a stream; False when the client has closed."""
+        """One frame, or one object of a stream; False when the client has closed, or does not listen any more."""
+        if self._channel.deserted:
+            return False
         frame = self._connection.next_event()
         if frame is None:
             ready = [n for n, stream in self._streams.items() if stream.credit > 0]

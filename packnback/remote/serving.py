@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def serve(path: str, role: Role, channel: Channel) -> None:
     """
     progress = _Telling()
     try:
-        repository = _open(path, Watch(progress=progress))
+        repository = _open(path, Watch(progress=progress), partial(_sleep, channel))
     except PacknbackError as error:
         told = failures.tell(error, redact=not role.allows("check"))
         with suppress(BrokenPipeError, TimeoutError):
@@ -44,11 +45,18 @@ def serve(path: str, role: Role, channel: Channel) -> None:
         repository.close()
 
 
-def _open(path: str, watch: Watch) -> LocalRepository:
+def _open(path: str, watch: Watch, sleep: Callable[[float], None]) -> LocalRepository:
     try:
-        return open_local(path, watch)
+        return open_local(path, watch, sleep)
     except OSError as error:
         raise StorageFailed("open", path, os.strerror(error.errno or 0)) from error
+
+
+def _sleep(channel: Channel, seconds: float) -> None:
+    """Wait for a lock, as long as there is a client who waits. Raises BrokenPipeError."""
+    if channel.deserted:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    time.sleep(seconds)
 
 
 def _room(path: str) -> int:

@@ -110,7 +110,7 @@ class FileBlobStore:
             try:
                 self._write(tmp, buffers)
                 taken = not self._moved(tmp, name)
-            except (OSError, PacknbackError) as error:
+            except BaseException as error:  # an interrupt leaves nothing behind either
                 self._discard(tmp, error)
                 raise
             if taken:
@@ -201,7 +201,7 @@ class FileBlobStore:
             return False
         return True
 
-    def _discard(self, tmp: str, error: Exception) -> None:
+    def _discard(self, tmp: str, error: BaseException) -> None:
         """Frees the space of a failed publication, a full disk being the likely reason for it."""
         try:
             self._fs.unlink(tmp)

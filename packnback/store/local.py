@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import platformdirs
@@ -63,9 +63,12 @@ def create_local(path: str, owner_bundle: bytes, watch: Watch | None = None) -> 
     return open_local(path, watch)
 
 
-def open_local(path: str, watch: Watch | None = None) -> LocalRepository:
+def open_local(
+    path: str, watch: Watch | None = None, sleep: Callable[[float], None] = time.sleep
+) -> LocalRepository:
     """Open the repository in the directory `path`. Its index may be behind: `reading` and `session` see to it.
 
+    `sleep` is how it waits for locks, some seconds at a time; what that raises ends the waiting.
     Raises NotARepository, ConfigDamage, UnsupportedVersion, StorageFailed.
     """
     path = os.path.abspath(path)
@@ -81,7 +84,7 @@ def open_local(path: str, watch: Watch | None = None) -> LocalRepository:
         fs.close()
         raise
     remote = is_remote(path)
-    locks = FileLocks(path, remote=remote)
+    locks = FileLocks(path, remote=remote, sleep=sleep)
     ports = Ports(blobs, index, locks, time.time_ns, os.urandom, _scratch_index, watch, not remote)
     return LocalRepository(path, config, ports)
 

@@ -134,6 +134,40 @@ def test_nothing_piles_up_that_was_not_asked_for(frame: Callable[[int], Frame], 
         assert sum(map(frames.cost, stream.items)) <= frames.WINDOW + frames.OBJECT_LIMIT
 
 
+NOTE = frames.Progress("note", "what everybody should know", 0, "")
+
+
+def test_nothing_is_printed_for_a_far_side_that_was_not_asked_for_anything_long() -> None:
+    def chatter(asked: Frame) -> list[Frame]:
+        return [NOTE] if isinstance(asked, frames.GetHead) else []
+
+    with lied_to(chatter) as (repository, _), pytest.raises(errors.ProtocolViolation):
+        repository._link.call(frames.GetHead(), frames.HeadIs)
+
+
+def test_a_far_side_does_not_fill_a_log_with_notes() -> None:
+    told: list[str] = []
+    with lied_to(lambda asked: [NOTE] * 5000 if isinstance(asked, frames.AskGaps) else []) as (repository, _):
+        repository._link._watch.progress = Told(told)
+        with pytest.raises(errors.ProtocolViolation):
+            repository.gaps()
+    assert len(told) == 1000
+
+
+class Told:
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def begin(self, phase: str, total: int | None, unit: str) -> None:
+        """Not of interest."""
+
+    def advance(self, amount: int) -> None:
+        """Not of interest."""
+
+    def note(self, message: str) -> None:
+        self._told.append(message)
+
+
 def test_all_objects_missing_fit_into_the_window(root: Path) -> None:
     """The same from the honest end: troubles wait for the reader, too, and do not stop for good."""
     wanted = [bytes(28) + n.to_bytes(4, "big") for n in range(3000)]
@@ -427,10 +461,8 @@ def test_a_snapshot_of_one_name_for_another(root: Path) -> None:
             open_snapshot(reader, infos[1])
 
 
-def test_progress_that_nobody_asked_for_is_harmless(root: Path) -> None:
-    def chatter(frame: Frame) -> list[Frame]:
-        noise = [frames.Progress(kind, "x", 1 << 62, "y") for kind in ("begin", "advance", "note", "?")]
-        return [*noise, frame] if not isinstance(frame, frames.Welcome) else [frame, *noise]
-
-    with through(root, chatter, "get", "list") as repository:
-        assert len(repository.snapshots()) == 1
+def test_progress_of_any_kind_is_harmless() -> None:
+    noise = [frames.Progress(kind, "x", 1 << 62, "y") for kind in ("begin", "advance", "note", "?")]
+    lie = [*noise, frames.Answer([])]
+    with lied_to(lambda asked: lie if isinstance(asked, frames.AskGaps) else []) as (repository, _):
+        assert repository.gaps() == []

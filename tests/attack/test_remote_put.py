@@ -275,6 +275,19 @@ def test_oversized_frames_end_the_connection_at_their_head(root: Path, cls: type
         assert client.serving.ended()
 
 
+@pytest.mark.parametrize("cls", [frames.Forget, frames.Recover, frames.Check, frames.Get, frames.Commit, frames.Put])
+def test_long_frames_are_for_those_who_may_send_them(root: Path, cls: type[frames.Frame]) -> None:
+    """What is refused anyway is not kept, decoded and weighed first: eight MiB of a list take much more."""
+    with lawless(root) as client:
+        client.send_head(cls, 64 * 1024 + 1)
+        answer = client.next()
+        assert isinstance(answer, frames.Farewell) and answer.name == "ProtocolViolation"
+    with lawless(root, *VERBS, idle_s=0.2) as client:
+        client.send_head(cls, 64 * 1024 + 1)
+        answer = client.next()
+        assert isinstance(answer, frames.Farewell) and answer.facts["why"] == "idle"
+
+
 def test_frames_without_end(root: Path, web1: SmallClient) -> None:
     """Puts of the same record for ever take no room; a frame that never ends keeps nothing but a connection."""
     with lawless(root, "put", idle_s=1.0) as client:

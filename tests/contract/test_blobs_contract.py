@@ -249,6 +249,27 @@ def test_the_loser_of_a_name_knows_that_the_winner_is_durable(disk: SimDisk) -> 
     assert disk.count_states(100) == 1
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_publication_leaves_nothing_behind(
+    disk: SimDisk, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
+    create = disk.create
+
+    def interrupted(path: str) -> object:
+        file = create(path)
+
+        def sync() -> None:
+            raise interrupt
+
+        file.sync = sync  # type: ignore[method-assign]
+        return file
+
+    monkeypatch.setattr(disk, "create", interrupted)
+    with pytest.raises(interrupt):
+        FileBlobStore(disk).publish("snapshots/s", [b"x"])
+    assert disk.files() == {}
+
+
 def test_a_dead_machine_cleans_nothing_up(disk: SimDisk) -> None:
     disk.steps = Steps(crash_at=2)
     with pytest.raises(PowerCut):

@@ -18,7 +18,7 @@ from crypto_vectors import (
     data_envelope,
     meta_envelope,
 )
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from hypothesis import given
 from hypothesis import strategies as st
 from test_crypto_keys import LOW_ORDER_POINTS
@@ -266,14 +266,24 @@ def test_both_libraries_come_to_the_same(length: int) -> None:
         assert decrypt(key, nonce, aad + b"x", memoryview(sealed[0][6:-6])) is None
 
 
-def test_openssl_does_the_work_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnsupportedAlgorithm("not in this mode"),
+        InternalError("a provider that may not", []),
+        ValueError("buffers overlap"),
+        AttributeError("encrypt_into"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_openssl_does_the_work_where_it_fits(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     assert aead._encrypt is aead._openssl_encrypt
 
     def other(key: bytes, nonce: bytes, aad: bytes, buffer: memoryview) -> None:
         aead._sodium_encrypt(key, nonce, aad + b"x", buffer)
 
     def unsupported(*_: object) -> None:
-        raise UnsupportedAlgorithm("not in this mode")
+        raise error
 
     assert aead._fits()
     for name in ("_openssl_encrypt", "_openssl_decrypt"):

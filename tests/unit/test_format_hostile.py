@@ -210,7 +210,7 @@ def test_announced_bodies_and_refs_are_not_allocated() -> None:
     _refused_cheaply(lambda: pack.decode_trailer(struct.pack("<QI32s5s", 5, (64 << 20) + 1, bytes(32), b"PNBK\1"), 1))
 
 
-@pytest.mark.parametrize("item", ["80", "a0", "8100", "a10000", "410041ff", "623030"])
+@pytest.mark.parametrize("item", ["80", "a0", "8100", "a10000", "410041ff", "623030", "37"])
 def test_millions_of_items_are_not_decoded(item: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of sixteen MiB that compress to nothing, decoding would make a gigabyte. Here, a tenth of both."""
     monkeypatch.setattr(cbor, "WEIGHT_LIMIT", cbor.WEIGHT_LIMIT // 10)
@@ -218,6 +218,13 @@ def test_millions_of_items_are_not_decoded(item: str, monkeypatch: pytest.Monkey
     count = 16 * MIB // 10 // len(one)
     document = b"\x9a" + count.to_bytes(4, "big") + one * count
     _refused_cheaply(lambda: cbor.decode(document, "page"))
+
+
+def test_a_text_is_weighed_as_its_widest_character_may_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cbor, "WEIGHT_LIMIT", cbor.WEIGHT_LIMIT // 10)
+    document = cbor.encode(["a" * (4 * MIB) + "\U0001f512"])
+    _refused_cheaply(lambda: cbor.decode(document, "page"))
+    assert cbor.decode(cbor.encode(["a" * (3 * MIB)]), "page") == ["a" * (3 * MIB)]
 
 
 @pytest.mark.parametrize("length", [cbor.UNWEIGHED - 99, cbor.UNWEIGHED, 3 * cbor.UNWEIGHED])

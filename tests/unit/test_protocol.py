@@ -120,7 +120,7 @@ def prepared_for(cls: type[Frame]) -> tuple[Connection, Connection]:
     if cls is frames.Welcome:
         return Connection(Side.SERVER), Connection(Side.CLIENT)
     client, server = pair()
-    request = frames.Flush if cls is frames.Failure else REQUEST_OF.get(cls)
+    request = {frames.Failure: frames.Flush, frames.Progress: frames.AskGaps}.get(cls) or REQUEST_OF.get(cls)
     if request is not None:
         server.receive(joined(client.send(smallest(request))))
         server.next_event()
@@ -273,9 +273,20 @@ def test_nothing_before_the_greeting_but_a_farewell() -> None:
     assert client.next_event() == frames.Farewell("NotARepository", {"path": "x"})
 
 
+@pytest.mark.parametrize("asked", [None, frames.Flush])
+def test_progress_is_told_only_of_what_takes_long(asked: type[Frame] | None) -> None:
+    client, server = pair()
+    if asked is not None:
+        server.receive(joined(client.send(smallest(asked))))
+        server.next_event()
+    client.receive(joined(server.send(frames.Progress("note", "x", 0, ""))))
+    with pytest.raises(ProtocolViolation):
+        client.next_event()
+
+
 def test_the_end_tells_whether_something_was_cut_off() -> None:
     client, server = pair()
-    wire = joined(server.send(frames.Progress("note", "x", 0, "")))
+    wire = joined(server.send(frames.StreamEnd(7)))
     client.receive(wire[:-1])
     client.receive(b"")
     assert client.next_event() == Closed(True)
