@@ -16,7 +16,7 @@ from packnback.errors import DiskFull, NotAllowed, PacknbackError, QuotaExceeded
 from packnback.format import rows, snapshot
 from packnback.format.snapshot import KeptHeader
 from packnback.ids import KIB, MIB
-from packnback.remote.slots import session_slot
+from packnback.remote.slots import Slots
 from packnback.store import layout
 from packnback.store.index import ReadTxn
 from packnback.store.interface import Committed, Head
@@ -178,9 +178,14 @@ def _signed(repository: LocalRepository, client_id: bytes, head: Head) -> KeptHe
 
 @contextmanager
 def open_intake(
-    repository: LocalRepository, certificate: bytes, wait_s: float, bounds: Bounds, room: Callable[[], int]
+    repository: LocalRepository,
+    certificate: bytes,
+    wait_s: float,
+    bounds: Bounds,
+    room: Callable[[], int],
+    slots: Slots,
 ) -> Iterator[Intake]:
-    """Open a session for the client of a certificate, if the bounds let it.
+    """Open a session for the client of a certificate, if the bounds let it. A slot is kept beyond its end.
 
     Raises NotAllowed, Refused (``sessions``), and what `LocalRepository.session` raises.
     """
@@ -189,8 +194,6 @@ def open_intake(
         raise NotAllowed("put", "another client")
     if client.epoch < bounds.epoch_min:
         raise NotAllowed("put", "epoch lower than before")
-    with (
-        session_slot(repository.location, client.client_id),
-        repository.session(certificate, wait_s, remote=True) as session,
-    ):
+    slots.take(client.client_id)
+    with repository.session(certificate, wait_s, remote=True) as session:
         yield Intake(repository, session, client.client_id, bounds, room)

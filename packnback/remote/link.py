@@ -192,9 +192,12 @@ class Link:
             while True:
                 with self._state:
                     frame = self._connection.next_event()
-                    if frame is not None and not isinstance(frame, Closed):
+                    if frame is not None and not isinstance(frame, Closed | frames.Progress):
                         self._sort(frame)
                         continue
+                if isinstance(frame, frames.Progress):
+                    self._tell(frame)  # who is told may take his time, and nobody else is to wait for him
+                    continue
                 if isinstance(frame, Closed):
                     raise self._lost()
                 data = self._channel.read()
@@ -220,8 +223,6 @@ class Link:
                 stream.ended = True
                 stream.reader.ring()
                 self._streams_fewer.notify()
-            case frames.Progress():
-                self._tell(frame)
             case frames.Failure():
                 self._pending.popleft().set_exception(failures.understand(frame.name, frame.facts, self._host))
             case frames.Snapshots():

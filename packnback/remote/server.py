@@ -10,7 +10,7 @@ a request or a stream is being answered: a connection that idles keeps nobody fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 from msgspec import Struct, field
@@ -35,6 +35,7 @@ from packnback.remote.frames import STREAMS_MAX, WINDOW, Frame, Side
 from packnback.remote.intake import Bounds, Intake, open_intake
 from packnback.remote.protocol import Closed, Connection
 from packnback.remote.readahead import ReadAhead
+from packnback.remote.slots import Slots
 from packnback.remote.table import SPECS
 from packnback.store.interface import Fetched
 from packnback.store.repository import LocalRepository
@@ -91,6 +92,7 @@ class Server:
         self._streams: dict[int, _Stream] = {}
         self._intake: Intake | None = None
         self._session = ExitStack()
+        self._slots = Slots(repository.location)
         self._reading = ExitStack()
         self._is_reading = False
         self._holds = 0
@@ -121,7 +123,7 @@ class Server:
             self._part(told)
             raise told from error
         finally:
-            with self._lock, self._reading, self._session:
+            with closing(self._slots), self._lock, self._reading, self._session:
                 for stream in self._streams.values():
                     stream.hold.close()
 
@@ -206,7 +208,7 @@ class Server:
         if self._intake is not None:
             raise ProtocolViolation("OpenSession", "a session is open")
         opened: AbstractContextManager[Intake] = open_intake(
-            self._repository, frame.certificate, _seconds(frame.wait_ms), self._role.bounds, self._room
+            self._repository, frame.certificate, _seconds(frame.wait_ms), self._role.bounds, self._room, self._slots
         )
         self._intake = self._session.enter_context(opened)
         return frames.Opened(self._intake.used, self._intake.quota)

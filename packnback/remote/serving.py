@@ -38,7 +38,7 @@ def serve(path: str, role: Role, channel: Channel) -> None:
             channel.write(Connection(Side.SERVER).send(frames.Farewell(*told)))
         raise
     try:
-        server = Server(repository, role, ReadAhead(channel), room=partial(_room, path))
+        server = Server(repository, role, _reading_ahead(channel), room=partial(_room, path))
         progress.send = server.tell_progress
         server.run()
     finally:
@@ -52,6 +52,13 @@ def _open(path: str, watch: Watch, sleep: Callable[[float], None]) -> LocalRepos
         raise StorageFailed("open", path, os.strerror(error.errno or 0)) from error
 
 
+def _reading_ahead(channel: Channel) -> Channel | ReadAhead:
+    try:
+        return ReadAhead(channel)
+    except RuntimeError:  # no thread is to be had
+        return channel
+
+
 def _sleep(channel: Channel, seconds: float) -> None:
     """Wait for a lock, as long as there is a client who waits. Raises BrokenPipeError."""
     if channel.deserted:
@@ -61,7 +68,10 @@ def _sleep(channel: Channel, seconds: float) -> None:
 
 def _room(path: str) -> int:
     """Bytes that are free, and none once there are hardly any files left that could be made."""
-    found = os.statvfs(path)
+    try:
+        found = os.statvfs(path)
+    except OSError as error:
+        raise StorageFailed("look at", path, os.strerror(error.errno or 0)) from error
     if found.f_files and found.f_favail < _FILES_KEPT:
         return 0
     return found.f_bavail * found.f_frsize

@@ -1,9 +1,12 @@
 """How many sessions one client may have open at a time, counted over all server processes.
 
-A session takes memory for two packs, and a client can start as many servers as sshd lets it. So each session
-takes one of a few slots: an open-file-description lock (fcntl(2), F_OFD_SETLK) on one byte of the empty file
-``sessions``, at a place that follows from the client's id. Such a lock vanishes with its process, however that ends.
-It has a file of its own because flock(2) over NFS arrives here as a lock on all bytes of ``lock`` or ``gate``.
+A session takes memory for two packs, and a client can start as many servers as sshd lets it. So each connection
+takes one of a few slots with its first session: an open-file-description lock (fcntl(2), F_OFD_SETLK) on one byte of
+the empty file ``sessions``, at a place that follows from the client's id. Such a lock vanishes with its process,
+however that ends. It is kept until then: so long the process also keeps its place among the index's readers, of
+which there are some hundred for all.
+
+The file is one of its own because flock(2) over NFS arrives here as a lock on all bytes of ``lock`` or ``gate``.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from blake3 import blake3
 
@@ -22,6 +25,26 @@ from packnback.store.mounts import is_remote
 
 SESSIONS_MAX = 4
 _FLOCK = struct.Struct("hhqqi4x")
+
+
+class Slots:
+    """The slots of one connection to the repository at `root`."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._taken: set[bytes] = set()
+        self._stack = ExitStack()
+
+    def take(self, client_id: bytes) -> None:
+        """One of the client's slots, unless we have one. Raises Refused (``sessions``) when all are taken."""
+        if client_id not in self._taken:
+            self._stack.enter_context(session_slot(self._root, client_id))
+            self._taken.add(client_id)
+
+    def close(self) -> None:
+        """Give all of them back."""
+        self._stack.close()
+        self._taken.clear()
 
 
 @contextmanager

@@ -402,6 +402,19 @@ def test_the_disk_is_never_filled_up(root: Path, web1: SmallClient) -> None:
         backup(web1, session, FILES | {"more": b"x"})
 
 
+def test_a_closed_session_keeps_its_slot_until_the_connection_ends(root: Path, web1: SmallClient) -> None:
+    """The process keeps its place among the index's readers, too, and there are not many of those."""
+    with ExitStack() as stack:
+        connections = [stack.enter_context(lawless(root, "put")) for _ in range(4)]
+        for connection in connections * 2:
+            opened(connection, web1)
+            connection.ask(frames.CloseSession())
+        with lawless(root, "put") as one_more, pytest.raises(errors.Refused):
+            one_more.ask(frames.OpenSession(web1.certificate, 0))
+    with lawless(root, "put") as afterwards:
+        opened(afterwards, web1)
+
+
 def test_a_client_has_only_so_many_sessions(root: Path, web1: SmallClient) -> None:
     with ExitStack() as stack:
         for _ in range(4):

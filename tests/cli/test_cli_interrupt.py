@@ -68,6 +68,25 @@ with contextlib.ExitStack() as stack:
     assert asked_to_stop(body) == (130, "last words\n", "")
 
 
+def test_who_cannot_even_say_so_is_ended() -> None:
+    """Somebody prints to a pipe that nobody reads, and holds the stream meanwhile."""
+    body = """
+import os, sys
+interrupt.LAST_WORDS_S = 0.2
+interrupt.REMINDERS = 2
+full = os.pipe()
+stream = open(full[1], "w")
+told._last_words = lambda: print("last words", file=stream, flush=True)
+threading.Thread(target=lambda: print("x" * 1_000_000, file=stream, flush=True), daemon=True).start()
+time.sleep(0.2)
+with contextlib.ExitStack() as stack:
+    for _ in range(interrupt.REMINDERS + 1):
+        stack.callback(lambda: print("on the way out", file=stream, flush=True))
+    listening()
+"""
+    assert asked_to_stop(body)[0] == 130
+
+
 def test_an_alarm_does_not_outlive_the_command() -> None:
     body = """
 try:
