@@ -35,7 +35,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
@@ -99,6 +99,27 @@ def unseal(table: str, key: bytes, value: bytes) -> bytes:
     return value[:-4]
 
 
+def _unpack(layout: struct.Struct, table: str, key: bytes, packed: bytes) -> tuple[Any, ...]:
+    """The fields of a key or value; raises IndexDamage where they do not fit."""
+    try:
+        return layout.unpack(packed)
+    except struct.error:
+        raise IndexDamage(table, f"row {key.hex()}") from None
+
+
+def name_of(table: str, key: bytes, value: bytes) -> str:
+    """The file's name that is the key of a row; raises IndexDamage when it cannot be one."""
+    unseal(table, key, value)
+    return _text(table, key, key)
+
+
+def _text(table: str, key: bytes, encoded: bytes) -> str:
+    try:
+        return encoded.decode()
+    except UnicodeDecodeError:
+        raise IndexDamage(table, f"row {key.hex()}") from None
+
+
 class ObjectRow(NamedTuple):
     """Where an object stands (its primary location) and what it is. (A tuple, because there are millions.)"""
 
@@ -122,7 +143,7 @@ def encode_objects(pairs: Iterable[tuple[bytes, ObjectRow]]) -> list[tuple[bytes
 
 def decode_object(key: bytes, value: bytes) -> ObjectRow:
     """Row of ``objects``."""
-    return ObjectRow._make(_OBJECT.unpack(unseal("objects", key, value)))
+    return ObjectRow._make(_unpack(_OBJECT, "objects", key, unseal("objects", key, value)))
 
 
 def split_object(key: bytes, value: bytes) -> tuple[int, bytes]:
@@ -148,7 +169,7 @@ def kind_of_object(value: bytes) -> int:
 
 def split_more_key(key: bytes) -> tuple[bytes, int]:
     """(object id, pack number) of a key of ``more``."""
-    return key[:32], _NUMBER.unpack(key[32:])[0]
+    return key[:32], _unpack(_NUMBER, "more", key, key[32:])[0]
 
 
 def encode_more(key: bytes, offset: int, length: int) -> bytes:
@@ -158,7 +179,7 @@ def encode_more(key: bytes, offset: int, length: int) -> bytes:
 
 def decode_more(key: bytes, value: bytes) -> tuple[int, int]:
     """(offset, length)."""
-    offset, length = _MORE.unpack(unseal("more", key, value))
+    offset, length = _unpack(_MORE, "more", key, unseal("more", key, value))
     return offset, length
 
 
@@ -169,7 +190,7 @@ def encode_count(key: bytes, count: int) -> bytes:
 
 def decode_count(key: bytes, value: bytes) -> int:
     """The count."""
-    count: int = _COUNT.unpack(unseal("counts", key, value))[0]
+    count: int = _unpack(_COUNT, "counts", key, unseal("counts", key, value))[0]
     return count
 
 
@@ -208,7 +229,7 @@ def encode_pack(key: bytes, row: PackRow) -> bytes:
 
 def decode_pack(key: bytes, value: bytes) -> PackRow:
     """Row of ``packs``."""
-    return PackRow(*_PACK.unpack(unseal("packs", key, value)))
+    return PackRow(*_unpack(_PACK, "packs", key, unseal("packs", key, value)))
 
 
 def encode_number(key: bytes, number: int) -> bytes:
@@ -218,13 +239,13 @@ def encode_number(key: bytes, number: int) -> bytes:
 
 def decode_number(key: bytes, value: bytes) -> int:
     """Pack number (of a row of ``pack_names``, or of a key of ``packs`` with its own check)."""
-    number: int = _NUMBER.unpack(unseal("pack_names", key, value))[0]
+    number: int = _unpack(_NUMBER, "pack_names", key, unseal("pack_names", key, value))[0]
     return number
 
 
 def number_of(key: bytes) -> int:
     """Pack number of a key of ``packs``."""
-    number: int = _NUMBER.unpack(key)[0]
+    number: int = _unpack(_NUMBER, "packs", key, key)[0]
     return number
 
 
@@ -235,7 +256,7 @@ def usage_key(client_id: bytes, number: int) -> bytes:
 
 def split_usage_key(key: bytes) -> tuple[bytes, int]:
     """(client id, pack number) of a key of ``usage``."""
-    return key[:16], _NUMBER.unpack(key[16:])[0]
+    return key[:16], _unpack(_NUMBER, "usage", key, key[16:])[0]
 
 
 def encode_usage(key: bytes, used: int) -> bytes:
@@ -245,7 +266,7 @@ def encode_usage(key: bytes, used: int) -> bytes:
 
 def decode_usage(key: bytes, value: bytes) -> int:
     """Bytes."""
-    used: int = _USAGE.unpack(unseal("usage", key, value))[0]
+    used: int = _unpack(_USAGE, "usage", key, unseal("usage", key, value))[0]
     return used
 
 
@@ -284,10 +305,10 @@ def decode_snapshot(key: bytes, value: bytes) -> SnapshotRow:
     """Row of ``snapshots``."""
     body = unseal("snapshots", key, value)
     if body[0] in (DAMAGED, NEWER):
-        return SnapshotRow(body[0], reason=body[1:].decode())
-    f = _SNAPSHOT.unpack_from(body, 1)
+        return SnapshotRow(body[0], reason=_text("snapshots", key, body[1:]))
+    f = _unpack(_SNAPSHOT, "snapshots", key, body[1 : 1 + _SNAPSHOT.size])
     receipt = Receipt(f[8], f[9], f[10], bool(f[11]))
-    name = body[1 + _SNAPSHOT.size :].decode()
+    name = _text("snapshots", key, body[1 + _SNAPSHOT.size :])
     return SnapshotRow(
         body[0], f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], receipt, flags=f[12], size=f[13], client=name
     )
@@ -301,7 +322,8 @@ def receipt_of_snapshot(key: bytes, value: bytes) -> tuple[int, int, int]:
     status = unseal("snapshots", key, value)[0]
     if status in (DAMAGED, NEWER):
         return status, 0, 0
-    time_ns, counter = _SNAPSHOT_RECEIPT.unpack_from(value, 1 + _SNAPSHOT_RECEIPT_AT)
+    packed = value[1 + _SNAPSHOT_RECEIPT_AT :][: _SNAPSHOT_RECEIPT.size]
+    time_ns, counter = _unpack(_SNAPSHOT_RECEIPT, "snapshots", key, packed)
     return status, time_ns, counter
 
 
@@ -322,7 +344,7 @@ def released_key(client_id: bytes, sequence: int, batch: bytes) -> bytes:
 
 def split_released_key(key: bytes) -> tuple[bytes, int, bytes]:
     """(client id, sequence, batch) of a key of ``released``."""
-    return key[:16], _SEQUENCE.unpack(key[16:24])[0], key[24:]
+    return key[:16], _unpack(_SEQUENCE, "released", key, key[16:24])[0], key[24:]
 
 
 def encode_released(key: bytes, row: ReleasedRow) -> bytes:
@@ -336,7 +358,7 @@ def encode_released(key: bytes, row: ReleasedRow) -> bytes:
 
 def decode_released(key: bytes, value: bytes) -> ReleasedRow:
     """Row of ``released``."""
-    f = _RELEASED.unpack(unseal("released", key, value))
+    f = _unpack(_RELEASED, "released", key, unseal("released", key, value))
     return ReleasedRow(f[0], f[1], f[2], f[3], Receipt(f[4], f[5], f[6], bool(f[7])))
 
 
@@ -347,7 +369,7 @@ def encode_condemned(key: bytes, status: int, time_ns: int = 0) -> bytes:
 
 def decode_condemned(key: bytes, value: bytes) -> tuple[int, int]:
     """(status, time in ns by the clock of whoever wrote the list)."""
-    status, time_ns = _CONDEMNED.unpack(unseal("condemned", key, value))
+    status, time_ns = _unpack(_CONDEMNED, "condemned", key, unseal("condemned", key, value))
     return status, time_ns
 
 

@@ -331,7 +331,7 @@ class Run:
         """
         self._held.confirm()
         with self._reading() as txn:
-            known = {key.decode() for key, _ in txn.scan("snapshots")}
+            known = {rows.name_of("snapshots", *row) for row in txn.scan("snapshots")}
         if not known.issuperset(names_in(self._truth, layout.SNAPSHOTS)):
             raise Locked(f"{self._repository.location}/{layout.LOCK}", "another machine")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from packnback.errors import AlreadyExists, BlobMissing, Refused
-from packnback.format import snapshot
+from packnback.format import rows, snapshot
 from packnback.gc.retention import Candidate, Policy, Verdict, decide, guard_clock
 from packnback.store import catalog, layout
 from packnback.store.index import ReadTxn, WriteTxn
@@ -106,7 +106,8 @@ def recover(repository: LocalRepository, names: Sequence[str]) -> list[str]:
     """Delete the markers of these snapshots; the names of those that were forgotten. The caller holds the lock."""
     wanted = set(names)
     with repository.read() as txn:
-        markers = [m for m in (key.decode() for key, _ in txn.scan("markers")) if _snapshot_of(m) in wanted]
+        names_of_markers = [rows.name_of("markers", *row) for row in txn.scan("markers")]
+    markers = [marker for marker in names_of_markers if _snapshot_of(marker) in wanted]
     for marker in markers:
         with suppress(BlobMissing):  # somebody else recovers it at the same time
             repository.ports.blobs.delete(f"{layout.FORGOTTEN}/{marker}")

@@ -58,7 +58,7 @@ BATCH_LIMIT = 4096
 def returned_files(txn: ReadTxn) -> list[str]:
     """Names of snapshot files that count for nothing, because their header is kept as released."""
     return [
-        key.decode()
+        rows.name_of("snapshots", key, value)
         for key, value in txn.scan("snapshots")
         if rows.decode_snapshot(key, value).status == rows.RELEASED
     ]
@@ -133,7 +133,7 @@ def _kept(info: SnapshotInfo, data: bytes) -> KeptHeader:
 
 
 def _markers(txn: ReadTxn) -> list[str]:
-    return [key.decode() for key, _ in txn.scan("markers")]
+    return [rows.name_of("markers", *row) for row in txn.scan("markers")]
 
 
 def _delete(blobs: BlobStore, name: str) -> None:

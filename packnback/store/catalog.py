@@ -17,7 +17,7 @@ def snapshots(txn: ReadTxn) -> list[SnapshotInfo]:
     for key, value in txn.scan("snapshots"):
         row = rows.decode_snapshot(key, value)
         if row.status == rows.GOOD:
-            infos.append(_info(txn, key.decode(), row, forgotten))
+            infos.append(_info(txn, rows.name_of("snapshots", key, value), row, forgotten))
     return sorted(infos, key=lambda i: (i.receipt.counter, i.name))
 
 
@@ -50,7 +50,7 @@ def forgotten_times(txn: ReadTxn) -> dict[str, int]:
     times: dict[str, int] = {}
     for key, value in txn.scan("markers"):
         if rows.unseal("markers", key, value)[0] == rows.GOOD:
-            client_id, sequence, time_ns = snapshot.parse_marker_name(key.decode())
+            client_id, sequence, time_ns = snapshot.parse_marker_name(rows.name_of("markers", key, value))
             name = snapshot.snapshot_name(client_id, sequence)
             times[name] = max(times.get(name, 0), time_ns)
     return times
@@ -66,12 +66,12 @@ def damaged_files(txn: ReadTxn, only: int | None = None) -> list[tuple[str, str,
     for key, value in txn.scan("snapshots"):
         row = rows.decode_snapshot(key, value)
         if row.status in wanted:
-            found.append(("snapshots", key.decode(), row.reason))
+            found.append(("snapshots", rows.name_of("snapshots", key, value), row.reason))
     for table, directory in (("markers", "forgotten"), ("batches", "headers"), ("condemned", "condemned")):
         for key, value in txn.scan(table):
             status = rows.unseal(table, key, value)[0]
             if status in wanted:
-                found.append((directory, key.decode(), _STATUS_WORDS[status]))
+                found.append((directory, rows.name_of(table, key, value), _STATUS_WORDS[status]))
     for key, value in txn.scan("packs"):
         pack = rows.decode_pack(key, value)
         if pack.status in wanted:

@@ -23,6 +23,7 @@ from packnback.store.condemned import condemned_packs
 from packnback.store.damage import Finding, missing_below, snapshots_needing
 from packnback.store.index import Index, ReadTxn
 from packnback.store.interface import SnapshotInfo
+from packnback.store.objects import next_number
 from packnback.store.receipts import newest_receipt
 from packnback.store.reconcile import Truth, known_names, reconcile
 from packnback.store.repository import LocalRepository
@@ -92,6 +93,7 @@ def index_difference(live: Index, fresh: Index) -> str | None:
                 return _OTHER_NAMES
             if newest_receipt(a) != newest_receipt(b):
                 return "table meta, the newest receipt"
+            next_number(a)  # each index numbers packs in its own way, but has to be readable
             names = {id(a): _pack_names(a), id(b): _pack_names(b)}
             for table in rows.TABLES:
                 if table in ("meta", "packs", "pack_names"):
@@ -126,8 +128,13 @@ def _damaged_since(live: Index, fresh: Index) -> bool:
 
 
 def _pack_names(txn: ReadTxn) -> dict[int, tuple[bytes, rows.PackRow]]:
+    """Number → (name, row). Raises IndexDamage unless the two tables of packs say the same."""
     decoded = ((rows.number_of(key), rows.decode_pack(key, value)) for key, value in txn.scan("packs"))
-    return {number: (row.name, row) for number, row in decoded}
+    found = {number: (row.name, row) for number, row in decoded}
+    numbers = {key: rows.decode_number(key, value) for key, value in txn.scan("pack_names")}
+    if numbers != {name: number for number, (name, _) in found.items()}:
+        raise IndexDamage("pack_names", "does not fit the packs")
+    return found
 
 
 def _renumbering(

@@ -48,7 +48,7 @@ def is_condemned(txn: ReadTxn, number: int) -> bool:
 
 def condemned_lists(txn: ReadTxn) -> dict[str, int]:
     """Name → time in ns of every list that can be parsed."""
-    decoded = ((key.decode(), rows.decode_condemned(key, value)) for key, value in txn.scan("condemned"))
+    decoded = ((rows.name_of("condemned", *row), rows.decode_condemned(*row)) for row in txn.scan("condemned"))
     return {name: time_ns for name, (status, time_ns) in decoded if status == rows.GOOD}
 
 

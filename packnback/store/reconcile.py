@@ -89,7 +89,7 @@ def known_names(txn: ReadTxn) -> Names:
     """The names that the index knows."""
     return Names(
         {key for key, _ in txn.scan("pack_names")},
-        {table: {key.decode() for key, _ in txn.scan(table)} for table in _DIRECTORIES},
+        {table: {rows.name_of(table, *row) for row in txn.scan(table)} for table in _DIRECTORIES},
     )
 
 
