@@ -7,6 +7,9 @@
 4. Only then may packs be touched (`packnback.gc.compact`).
 
 A crash after 1 leaves files that count for nothing any more, which the next run deletes.
+
+No file goes on the index's word alone. It is read first, and has to say what the index says of it; one that counts
+for nothing has to be named by a batch that is read as well.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ from contextlib import suppress
 
 from blake3 import blake3
 
-from packnback.errors import AlreadyExists, BlobMissing, FormatDamage, SnapshotDamage
+from packnback.errors import AlreadyExists, BlobMissing, DamageBlocks, FormatDamage, SnapshotDamage, SnapshotUnknown
 from packnback.format import rows, snapshot
-from packnback.format.snapshot import RECEIPT_LEN, KeptHeader
+from packnback.format.snapshot import RECEIPT_LEN, KeptHeader, SnapshotFile
 from packnback.store import layout
 from packnback.store.blobs import BlobStore
 from packnback.store.index import ReadTxn, WriteTxn
@@ -82,12 +85,14 @@ def _is_left(txn: ReadTxn, marker: str) -> bool:
 def release(repository: LocalRepository, infos: Sequence[SnapshotInfo]) -> None:
     """Release snapshots for good. The caller holds the lock exclusively."""
     blobs = repository.ports.blobs
-    batches = [_keep(repository, infos[at : at + BATCH_LIMIT]) for at in range(0, len(infos), BATCH_LIMIT)]
     names = [info.name for info in infos]
     with repository.ports.index.read() as txn:
-        names += [name for name in returned_files(txn) if name not in names]
+        returned = [name for name in returned_files(txn) if name not in names]
+        _confirm_returned(repository, txn, returned)
+        names += returned
         stems = {name.partition(".")[0] for name in names}
         markers = [m for m in _markers(txn) if m.partition(".")[0] in stems] + markers_left(txn)
+    batches = [_keep(repository, infos[at : at + BATCH_LIMIT]) for at in range(0, len(infos), BATCH_LIMIT)]
     for name in names:
         _delete(blobs, f"{layout.SNAPSHOTS}/{name}")
     for marker in markers:
@@ -123,13 +128,37 @@ def _kept(info: SnapshotInfo, data: bytes) -> KeptHeader:
     The file may have become another one since it was adopted; to keep what it says now would be to release that
     other snapshot. Raises SnapshotDamage.
     """
-    try:
-        file = snapshot.decode_file(data)
-    except FormatDamage as damage:
-        raise SnapshotDamage(info.id.hex(), f"{damage.what}: {damage.why}") from damage
+    file = _decoded(info.id.hex(), data)
     if file.id != info.id:
         raise SnapshotDamage(info.id.hex(), "another snapshot stands in its place")
+    if (file.header.partial, file.receipt) != (info.partial, info.receipt):
+        raise DamageBlocks("the index does not agree with the snapshots", [info.name])
     return KeptHeader(file.header_bytes, file.signature, file.certificate, data[-RECEIPT_LEN:])
+
+
+def _confirm_returned(repository: LocalRepository, txn: ReadTxn, names: Iterable[str]) -> None:
+    """Raise DamageBlocks unless batches in ``headers/`` name the very snapshots that these files hold."""
+    kept: dict[str, set[bytes]] = {}
+    for name in names:
+        try:
+            file = _decoded(name, repository.read_snapshot(name))
+        except SnapshotUnknown:
+            continue
+        prefix = rows.released_key(file.header.client_id, file.header.sequence, b"")
+        batches = [rows.split_released_key(key)[2].hex() for key, _ in txn.scan("released", prefix)]
+        for batch in batches:
+            if batch not in kept:
+                data = repository.ports.blobs.read(f"{layout.HEADERS}/{batch}")
+                kept[batch] = {header.id for header in snapshot.decode_batch(data)}
+        if not any(file.id in kept[batch] for batch in batches):
+            raise DamageBlocks("the index does not agree with the snapshots", [name])
+
+
+def _decoded(name: str, data: bytes) -> SnapshotFile:
+    try:
+        return snapshot.decode_file(data)
+    except FormatDamage as damage:
+        raise SnapshotDamage(name, f"{damage.what}: {damage.why}") from damage
 
 
 def _markers(txn: ReadTxn) -> list[str]:

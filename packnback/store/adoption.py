@@ -142,8 +142,16 @@ def find_pack(
     except BlobMissing:
         return None
     except (PackDamage, UnsupportedVersion, Unreadable) as problem:
-        return FoundPack(name, blobs.size(layout.pack_path(name.hex())), None, problem)
+        return FoundPack(name, _size(blobs, name), None, problem)
     return FoundPack(name, size, footer)
+
+
+def _size(blobs: BlobStore, name: bytes) -> int:
+    """Bytes in a pack that is damaged; none in what is no file."""
+    try:
+        return blobs.size(layout.pack_path(name.hex()))
+    except Unreadable:
+        return 0
 
 
 def find_packs(blobs: BlobStore, names: Sequence[bytes], counters: Counters) -> Iterator[FoundPack]:

@@ -42,6 +42,8 @@ from packnback.store.layout import TMP, is_foreign
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EREMOTEIO})
 """What reading says of a bad sector, or of a block whose checksum the file system found wrong."""
+_NO_FILE = frozenset({errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO})
+"""What it says of a directory, a link, a fifo or a socket that has taken a blob's name."""
 
 
 class BlobStore(Protocol):
@@ -230,7 +232,7 @@ def storage_error(operation: str, path: str, error: OSError) -> PacknbackError:
     """The error of ours that says what the operating system said."""
     if error.errno in _DISK_FULL:
         return DiskFull(path)
-    if operation == "read" and error.errno in _UNREADABLE:
+    if error.errno in {"read": _UNREADABLE | _NO_FILE, "size": _NO_FILE}.get(operation, frozenset()):
         return Unreadable(operation, path, error.strerror or str(error))
     return StorageFailed(operation, path, error.strerror or str(error))
 

@@ -56,6 +56,12 @@ def forgotten_times(txn: ReadTxn) -> dict[str, int]:
     return times
 
 
+def markers_of(txn: ReadTxn, name: str) -> list[str]:
+    """Names of the markers that say that the snapshot of this name is forgotten."""
+    stem = name.partition(".")[0] + "."
+    return [rows.name_of("markers", key, value) for key, value in txn.scan("markers", stem.encode())]
+
+
 def damaged_files(txn: ReadTxn, only: int | None = None) -> list[tuple[str, str, str]]:
     """(directory, name, why) of every file in the truth's directories that could not be parsed.
 

@@ -28,6 +28,7 @@ from typing import TypeVar
 from packnback.crypto.envelope_layout import parse_envelope
 from packnback.errors import (
     AlreadyExists,
+    BlobMissing,
     EnvelopeRejected,
     FormatDamage,
     IndexDamage,
@@ -375,6 +376,8 @@ class LocalSession:
                 receipt,
             )
         )
+        markers = catalog.markers_of(txn, name)
+        self._withdraw(markers)
         try:
             self._truth.blobs.publish(f"{layout.SNAPSHOTS}/{name}", [data])
         except AlreadyExists:
@@ -383,6 +386,8 @@ class LocalSession:
         row = adoption.find_snapshot(name, data, self._truth.repository_id, self._truth.owner_bundle)
         ledger = Ledger(txn)
         ledger.adopt_snapshot(name, row)
+        for marker in markers:
+            ledger.drop_marker(marker)
         ledger.settle()
         if row.status != rows.GOOD:
             # A damaged file has this number; `check --repair` puts it aside.
@@ -392,6 +397,16 @@ class LocalSession:
         self.bytes_published += len(data)
         return Committed(name, snapshot_id, row.receipt.time_ns)
 
+    def _withdraw(self, markers: Sequence[str]) -> None:
+        """Delete what says that the snapshot which we are about to publish is forgotten.
+
+        It was meant for one that was lost, and whose number is free again; by a clock that was ahead, perhaps.
+        """
+        for marker in markers:
+            with suppress(BlobMissing):
+                self._truth.blobs.delete(f"{layout.FORGOTTEN}/{marker}")
+        if markers:
+            self._truth.blobs.barrier()
 
 
 def _facts_of(envelope: bytes) -> EnvelopeFacts | None:

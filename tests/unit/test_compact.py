@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,15 @@ from msgspec.structs import replace
 from smallclient import OWNER, SmallClient
 
 from packnback.errors import ClockRefused, DamageBlocks, Refused
+from packnback.format import rows
+from packnback.format.snapshot import PARTIAL
 from packnback.gc.compact import Compacted, CompactOptions, compact
 from packnback.gc.forget import forget, recover
 from packnback.gc.plan import PackUse, make_plan
 from packnback.gc.whatif import exclusive_bytes
 from packnback.store import packer
 from packnback.store.check import check_structure, stats
+from packnback.store.index import WriteTxn
 from packnback.store.local import create_local
 from packnback.store.repository import LocalRepository
 from packnback.store.scrub import scrub
@@ -127,6 +130,36 @@ def test_a_snapshot_file_that_comes_back_stays_released(repository: LocalReposit
     assert [i.sequence for i in repository.snapshots()] == [2]
     run(repository)
     assert not path.exists() and not check_structure(repository).damage
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: replace(row, status=rows.RELEASED),
+        lambda row: replace(row, flags=row.flags | PARTIAL),
+        lambda row: replace(row, flags=row.flags | PARTIAL, receipt=replace(row.receipt, time_ns=0)),
+    ],
+    ids=["as released", "as partial", "as partial and old"],
+)
+def test_no_snapshot_goes_on_the_word_of_the_index_alone(
+    repository: LocalRepository, change: Callable[[rows.SnapshotRow], rows.SnapshotRow]
+) -> None:
+    trees = generations(repository, 3)
+    name = repository.snapshots()[0].name
+
+    def lie(txn: WriteTxn) -> None:
+        key = name.encode()
+        row = change(rows.decode_snapshot(key, txn.get("snapshots", key) or b""))
+        txn.put("snapshots", key, rows.encode_snapshot(key, row))
+
+    repository.ports.index.write(lie)
+    with pytest.raises(DamageBlocks) as caught:
+        run(repository)
+    assert caught.value.detail == [name]
+    assert repository.ports.blobs.list("headers") == []
+    repository.rebuild()
+    run(repository)
+    assert_restorable(repository, trees)
 
 
 def test_last_snapshot_of_a_client_needs_force(repository: LocalRepository) -> None:

@@ -11,6 +11,7 @@ from smallclient import OWNER, SmallClient
 
 from packnback.errors import FormatDamage, NotAllowed, ObjectMissing, Refused, StaleSequence
 from packnback.format.record import parse
+from packnback.format.snapshot import marker_name
 from packnback.ids import Kind
 from packnback.store.check import index_difference
 from packnback.store.local import create_local, open_local
@@ -138,3 +139,25 @@ def test_index_thrown_away_under_a_session(repository: LocalRepository, tmp_path
         shutil.rmtree(tmp_path / "repo" / "index")
         session.commit(client.snapshot(root, head))
     assert [s.complete for s in repository.snapshots()] == [True, True]
+
+
+def test_a_snapshot_is_not_born_forgotten(repository: LocalRepository) -> None:
+    """A marker by a clock that was ahead, for a snapshot that was lost: its number is given once more."""
+    client = SmallClient(repository.config.repository_id)
+    with repository.session(client.certificate) as session:
+        client.backup(session, FILES)
+    [info] = repository.snapshots()
+    marker = marker_name(info.client_id, info.sequence, info.receipt.time_ns + 50 * 86_400 * 10**9)
+    other = marker_name(bytes(16), info.sequence, info.receipt.time_ns)
+    for name in (marker, other):
+        repository.ports.blobs.publish(f"forgotten/{name}", [b""])
+    repository.ports.blobs.delete(f"snapshots/{info.name}")
+    with repository.session(client.certificate) as session:
+        assert session.head() is None
+        client.backup(session, FILES | {"more": b"text"})
+    [again] = repository.snapshots()
+    assert (again.name, again.forgotten_ns) == (info.name, None)
+    assert repository.ports.blobs.list("forgotten") == [other]
+    with repository.ports.scratch_index() as fresh:
+        reconcile(repository.truth, fresh)
+        assert index_difference(repository.ports.index, fresh) is None
