@@ -27,6 +27,7 @@ from packnback.errors import (
     FormatDamage,
     PackDamage,
     StorageFailed,
+    Unreadable,
     UnsupportedVersion,
 )
 from packnback.format import record as record_format
@@ -111,8 +112,11 @@ def _packs_to_repair(repository: LocalRepository, bad: set[bytes], suspects: Ite
 def _repair_pack(repository: LocalRepository, name: bytes, bad: set[bytes], done: Repaired) -> set[bytes]:
     """Salvage and put aside one pack; the ids of the objects in it that are not good."""
     truth, path = repository.truth, layout.pack_path(name.hex())
-    if not truth.blobs.exists(path):
-        return set()  # since it was suspected, another repair has put it aside, or a compaction rewrote it
+    try:
+        if not truth.blobs.exists(path):
+            return set()  # since it was suspected, another repair has put it aside, or a compaction rewrote it
+    except Unreadable:
+        return set()  # a directory or a link has its name: that is for a person to take away, and is told again
     scrubbed = scrub_pack(truth, name)
     footer: Footer | None = None
     try:
