@@ -76,7 +76,8 @@ def _(e: errors.DiskFull) -> Words:
 
 @_for(errors.StorageFailed)
 def _(e: errors.StorageFailed) -> Words:
-    return Words(f"cannot {e.operation} {e.path}: {e.reason}")
+    hint = "is its disk mounted? If this is a copy that lacks empty directories: packnback check --repair"
+    return Words(f"cannot {e.operation} {e.path}: {e.reason}", hint if e.operation == "list" else None)
 
 
 @_for(errors.Unreadable)

@@ -125,7 +125,7 @@ def check(
 ) -> int:  # fmt: skip
     """Is the repository whole? No key is needed."""
     from packnback.gc.maintenance import CheckOptions
-    from packnback.store.local import mend_index
+    from packnback.store.local import mend_index, mend_layout
 
     context = current(ctx)
     if bad and not repair:
@@ -134,7 +134,11 @@ def check(
     options = CheckOptions(read_data, parse_percent(sample), repair, bad_ids, wait)
     verbs = ("check", "compact") if repair else ("check",)
     location = context.location()
-    mended = mend_index(location.path, wait) if isinstance(location, Directory) else None
+    mended = None
+    if isinstance(location, Directory):
+        if repair and (made := mend_layout(location.path, wait)):
+            context.reporter.note(f"{counted(made, 'directory')} of the repository were missing, and made")
+        mended = mend_index(location.path, wait)
     with context.repository(*verbs) as repository:
         checked = maintenance(repository).check(options)
     if mended is not None:

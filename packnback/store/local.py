@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import platformdirs
 
-from packnback.errors import AlreadyExists, IndexDamage, NotARepository, StorageFailed
+from packnback.errors import AlreadyExists, IndexDamage, NotARepository, PacknbackError, StorageFailed
 from packnback.events import Watch
 from packnback.store import index_files, layout, repository
 from packnback.store.blobs import FileBlobStore, storage_error
@@ -107,14 +107,57 @@ def mend_index(path: str, wait_s: float) -> str | None:
     It is read in a process of its own first, because some damage kills whoever reads it. Raises Locked.
     """
     path = os.path.abspath(path)
-    directory = os.path.join(path, INDEX)
-    if not os.path.exists(index_files.data_path(directory)) or not os.access(path, os.W_OK):
+    repository_id = _repository_id(path)
+    directory = index_directory(path, repository_id) if repository_id is not None else None
+    if directory is None or not os.path.exists(index_files.data_path(directory)):
         return None
     why = probe(directory)
     if why is not None:
         with FileLocks(path, remote=is_remote(path)).exclusive(wait_s):
             index_files.destroy(directory)
     return why
+
+
+def mend_layout(path: str, wait_s: float) -> int:
+    """Make the directories of a repository that a copy of it lacks, as tools do that leave out empty ones; how many.
+    For `check --repair`. Raises Locked, StorageFailed.
+
+    Where all that hold packs are missing, a disk may not be mounted: then nothing is made.
+    """
+    path = os.path.abspath(path)
+    if _repository_id(path) is None:
+        return 0
+    missing = [d for d in (*layout.DIRECTORIES, *layout.PACK_DIRECTORIES) if not os.path.isdir(os.path.join(path, d))]
+    if not missing or (set(missing).issuperset(layout.PACK_DIRECTORIES) and _has_snapshots(path)):
+        return 0
+    fs = OsFileSystem(path)
+    try:
+        with FileLocks(path, remote=is_remote(path)).exclusive(wait_s):
+            layout.make_layout(fs)
+    except OSError as error:
+        raise storage_error("make", path, error) from error
+    finally:
+        fs.close()
+    return len(missing)
+
+
+def _has_snapshots(path: str) -> bool:
+    directory = os.path.join(path, layout.SNAPSHOTS)
+    return os.path.isdir(directory) and bool(os.listdir(directory))
+
+
+def _repository_id(path: str) -> bytes | None:
+    """As its config says; None where that is for `open_local` to complain of."""
+    try:
+        fs = OsFileSystem(path)
+    except OSError:
+        return None
+    try:
+        return repository.read_config(FileBlobStore(fs), path).repository_id
+    except PacknbackError:
+        return None
+    finally:
+        fs.close()
 
 
 def index_directory(path: str, repository_id: bytes) -> str | None:

@@ -66,3 +66,18 @@ def test_compact_says_that_it_has_to_be_run_again(elsewhere: Elsewhere, tmp_path
     assert done["condemned"] == 0 and done["due"] is None
     elsewhere("restore", "latest", "--to", tmp_path / "restored")
     elsewhere("check", "--read-data")
+
+
+def test_an_index_in_the_cache_directory_that_kills_its_reader_is_thrown_away(
+    elsewhere: Elsewhere, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").write_bytes(os.urandom(2 << 20))
+    elsewhere("init")
+    elsewhere("backup", tmp_path / "source")
+    [data] = elsewhere.home.rglob("index/data.mdb")
+    raw = data.read_bytes()
+    data.write_bytes(raw[:8192] + bytes(len(raw) - 8192))
+    document = elsewhere("--json", "check").json
+    assert document["damage"] == [] and document["index_rebuilt"]
+    assert elsewhere("--json", "check").json["index_rebuilt"] == []

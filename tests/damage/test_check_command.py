@@ -98,6 +98,25 @@ def test_an_index_that_kills_its_reader_is_thrown_away(repo: Repo, program: Prog
     assert program("--json", "check").json["index_rebuilt"] == []
 
 
+def test_a_copy_without_its_empty_directories(repo: Repo, program: Program) -> None:
+    empty = [path for path in repo.path.rglob("*") if path.is_dir() and not any(path.iterdir())]
+    assert len(empty) > 200
+    for path in empty:
+        path.rmdir()
+    assert "check --repair" in program("check", code=1).err
+    assert "were missing" in program("check", "--repair").err
+    assert all(path.is_dir() for path in empty)
+    assert program("--json", "check", "--read-data").json["damage"] == []
+
+
+def test_a_disk_that_is_not_mounted_is_not_made_up_for(repo: Repo, program: Program) -> None:
+    (repo.path / "packs").rename(repo.path.parent / "unmounted")
+    (repo.path / "packs").mkdir()
+    for arguments in (["check"], ["check", "--repair"]):
+        assert "mounted" in program(*arguments, code=1).err
+    assert list((repo.path / "packs").iterdir()) == []
+
+
 def test_what_is_wrong_with_the_command(repo: Repo, program: Program, tmp_path: Path) -> None:
     assert program("check", "--bad", "file", code=2).err
     assert program("check", "--sample", "much", code=2).err
