@@ -6,12 +6,18 @@ if its ctime was older, when it was about to be read, than anything that the clo
 the kernel's own coarse clock where time stamps are made by it and kept in full, two seconds where a file system
 keeps whole or even seconds, and minutes where another machine makes them.
 
+One change sets no ctime: that of a page of a mapped file that was changed through the mapping before, until the page
+has been written to the disk. So a file system is synced before anything of it is read, and a file is remembered only
+if its ctime is older than that: whoever changes it later meets a clean page, which tells. (tmpfs has no disk to write
+to, and never tells.)
+
 The inode tells two files of the same size and times apart, one moved over the other; it is left out on file
 systems that give numbers as they please.
 """
 
 from __future__ import annotations
 
+import ctypes
 import marshal
 import os
 import struct
@@ -40,6 +46,9 @@ _SECONDS_MARGIN_NS = 3 * _SECOND
 _REMOTE_MARGIN_NS = 300 * _SECOND
 """How far another machine's clock may be behind this one's."""
 
+_NO_SYNC_NS = 1 << 62
+"""Later than everything."""
+
 _FACTS = attrgetter("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_uid", "st_gid")
 _FACTS_WITHOUT_INODE = attrgetter("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_uid", "st_gid")
 _NAME, _STATUS = itemgetter(0), itemgetter(1)
@@ -55,9 +64,12 @@ class FileSystem(NamedTuple):
     fine: bool
     """Whether time stamps are made by this machine's kernel and kept in full."""
     local: bool
+    synced_ns: int
+    """When the sync began that has ended before anything there was read."""
 
     def settled(self, found: Iterable[tuple[bytes, os.stat_result]], now_ns: int) -> dict[bytes, bytes]:
         """Stamps of those files that would show it if they were changed from `now_ns` on; by name."""
+        now_ns = min(now_ns, self.synced_ns)
         slow_ns = now_ns - (_SECONDS_MARGIN_NS if self.local else _REMOTE_MARGIN_NS)
         fast_ns = now_ns - _COARSE_MARGIN_NS if self.fine else slow_ns
         pack, stable = _STAMP.pack, self.stable_inodes
@@ -81,10 +93,10 @@ class Signatures:
         found = self._file_systems.get(part.device)
         if found is None:
             try:
-                kind = mounts.filesystem_type(f"/proc/self/fd/{part.fd}")
+                found = _judge(f"/proc/self/fd/{part.fd}")
             except OSError:  # a directory above the roots that may only be passed through
-                kind = None
-            found = self._file_systems[part.device] = _judge(kind)
+                found = _UNKNOWN
+            self._file_systems[part.device] = found
         return found
 
     def of_part(self, part: Part, file_system: FileSystem) -> bytes:
@@ -103,6 +115,26 @@ def stamp(status: os.stat_result, file_system: FileSystem) -> bytes:
     return _STAMP.pack(status.st_ctime_ns, status.st_ino if file_system.stable_inodes else 1)
 
 
-def _judge(kind: str | None) -> FileSystem:
-    local = kind is not None and not mounts.is_remote_type(kind)
-    return FileSystem(kind in _STABLE_INODES, kind in _FULL_STAMPS, local)
+def _judge(directory: str) -> FileSystem:
+    kind = mounts.filesystem_type(directory)
+    if kind is None or mounts.is_remote_type(kind):
+        # What other machines have mapped into their memory no sync of ours writes; the margin has to do for that.
+        return FileSystem(kind in _STABLE_INODES, kind in _FULL_STAMPS, False, _NO_SYNC_NS)
+    return FileSystem(kind in _STABLE_INODES, kind in _FULL_STAMPS, True, _sync(directory))
+
+
+_UNKNOWN = FileSystem(False, False, False, _NO_SYNC_NS)
+
+
+def _sync(directory: str) -> int:
+    """Sync the file system that a directory is on; when that began, in ns. 0, before everything, if it failed."""
+    began_ns = time.time_ns()
+    syncfs = getattr(ctypes.CDLL(None), "syncfs", None)
+    if syncfs is None:  # not Linux
+        os.sync()
+        return began_ns
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return began_ns if syncfs(fd) == 0 else 0
+    finally:
+        os.close(fd)

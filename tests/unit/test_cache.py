@@ -23,6 +23,7 @@ from packnback.format.entry import FILE
 from packnback.ids import KIB, Kind
 
 SECOND = 10**9
+LATER = 1 << 62
 
 
 @pytest.fixture
@@ -567,15 +568,16 @@ def test_contents_are_bounded(client: CachedClient, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("file_system", "age_ns", "settled"),
     [
-        (signature.FileSystem(True, True, True), SECOND - 1, True),
-        (signature.FileSystem(True, True, True), 0, False),
-        (signature.FileSystem(True, True, True), -5 * SECOND - 1, False),
-        (signature.FileSystem(True, True, True), SECOND, False),  # whole seconds: ext4 with small inodes
-        (signature.FileSystem(True, True, True), 10 * SECOND, True),
-        (signature.FileSystem(True, False, True), SECOND - 1, False),
-        (signature.FileSystem(True, False, True), 10 * SECOND - 1, True),
-        (signature.FileSystem(False, False, False), 60 * SECOND, False),
-        (signature.FileSystem(False, False, False), 3600 * SECOND, True),
+        (signature.FileSystem(True, True, True, LATER), SECOND - 1, True),
+        (signature.FileSystem(True, True, True, LATER), 0, False),
+        (signature.FileSystem(True, True, True, 0), 3600 * SECOND, False),  # could not be synced
+        (signature.FileSystem(True, True, True, LATER), -5 * SECOND - 1, False),
+        (signature.FileSystem(True, True, True, LATER), SECOND, False),  # whole seconds: ext4 with small inodes
+        (signature.FileSystem(True, True, True, LATER), 10 * SECOND, True),
+        (signature.FileSystem(True, False, True, LATER), SECOND - 1, False),
+        (signature.FileSystem(True, False, True, LATER), 10 * SECOND - 1, True),
+        (signature.FileSystem(False, False, False, LATER), 60 * SECOND, False),
+        (signature.FileSystem(False, False, False, LATER), 3600 * SECOND, True),
     ],
 )
 def test_granularity_of_file_systems(file_system: signature.FileSystem, age_ns: int, settled: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import shutil
@@ -28,6 +29,7 @@ from packnback.restore.restore import restore
 from packnback.restore.snapshot import open_snapshot
 from packnback.store.interface import SnapshotInfo
 from packnback.store.local import create_local
+from packnback.store.mounts import filesystem_type
 from packnback.store.repository import LocalRepository
 
 
@@ -89,6 +91,33 @@ def change(source: Path, number: int) -> None:
         file.seek(draw.randrange(3 * MIB - 5000))
         file.write(draw.randbytes(5000))
     settle()
+
+
+@pytest.mark.parametrize("synced", [False, True], ids=["page still dirty", "page synced"])
+def test_a_change_through_a_mapping_is_noticed(machine: Machine, synced: bool) -> None:
+    """The second write to a page that is dirty sets no ctime."""
+    if filesystem_type(machine.source) == "tmpfs":
+        pytest.skip("tmpfs never tells of changes through a mapping")
+    path = machine.source / "mapped"
+    path.write_bytes(bytes(8192))
+    os.sync()
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8192) as mapped:
+        mapped[:4] = b"1111"
+        ctime_ns = path.stat().st_ctime_ns
+        settle()
+        if synced:
+            os.sync()
+        machine.save()
+        assert path.stat().st_ctime_ns == ctime_ns
+        mapped[:4] = b"2222"
+        settle()
+        machine.save()
+        assert contents(machine.restored(machine.newest()))["mapped"][:4] == b"2222"
+    settle()
+    machine.save()
+    assert contents(machine.restored(machine.newest()))["mapped"][:4] == b"2222"
+    machine.save()
+    assert machine.counters.files_opened == 0
 
 
 def test_a_cache_that_has_not_heard_of_a_compaction(machine: Machine) -> None:
