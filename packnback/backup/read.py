@@ -34,6 +34,8 @@ LINKS_LIMIT = 1 << 16
 """Extents of files with several names that are remembered within a run."""
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_ATTEMPTS = 10
+"""So often a file is opened that is replaced between our looking at it and opening it."""
 _BLOCK = 512
 """Bytes in a unit of st_blocks."""
 
@@ -124,11 +126,7 @@ class FileReader:
             xattrs, whole = self._attributes.read_name(directory, name, path, status.st_dev)
             return StoredFile(status, None, xattrs, whole)
         try:
-            fd = self._open(directory, name, status)
-            try:
-                stored = self._store(fd, path, status)
-            finally:
-                os.close(fd)
+            stored = self._open_and_store(directory, name, path, status)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -139,6 +137,28 @@ class FileReader:
         elif status.st_nlink > 1 and stored.steady:
             self._remember(stored)
         return stored
+
+    def _open_and_store(
+        self, directory: int, name: bytes, path: bytes, status: os.stat_result
+    ) -> StoredFile | None:
+        """None if something else than the file that `status` is of was found there, again and again.
+
+        Who writes a file the careful way, under another name first, puts a new one in its place at any moment. That
+        is the file, then; but not one that held still.
+        """
+        for attempt in range(_ATTEMPTS):
+            fd = self._open(directory, name, status)
+            try:
+                stored = self._store(fd, path, status)
+            finally:
+                os.close(fd)
+            if stored is not None:
+                stored.steady = stored.steady and not attempt
+                return stored
+            status = os.lstat(name, dir_fd=directory)
+            if not stat.S_ISREG(status.st_mode):
+                break
+        return None
 
     def _store(self, fd: int, path: bytes, listed: os.stat_result) -> StoredFile | None:
         before = os.fstat(fd)

@@ -208,8 +208,8 @@ class TreeStore:
         if stored is None:
             return None
         entry = _entry(name, FILE, stored.status, stored.xattrs)
-        if status.st_nlink > 1:
-            entry.link_key = self._cuts.link_key(status.st_dev, status.st_ino)
+        if stored.status.st_nlink > 1:
+            entry.link_key = self._cuts.link_key(stored.status.st_dev, stored.status.st_ino)
         if stored.content is not None:
             contents.append((entry, stored.content))
         entries.append(entry)

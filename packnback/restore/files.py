@@ -9,7 +9,7 @@ Order: content → content check → owner, attributes, mode, times → name.
 - Everything else (files in several pieces, and replacements) is written under a temporary name
   ``.packnback-…`` in the same directory and gets its name when it is complete.
 - A file of which something is lost or wrong never gets its name. What could be saved of it, zeros in between,
-  stands beside as ``NAME.damaged``.
+  stands beside as ``NAME.damaged``, or ``NAME.damaged.1`` and so on: it never takes the place of anything.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from packnback.restore.target import Folder, Target
 OPEN_FILES_LIMIT = 128
 TEMPORARY = b".packnback-"
 DAMAGED = b".damaged"
+SALVAGES_MAX = 100
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS))
@@ -142,10 +143,10 @@ class FileWriter:
             if task.problem is None:
                 self._attributes(fd, self._target.folder(task.folder), task)
                 self._close(task)
-                self._place(task, task.entry.name)
+                self._place(task)
             elif task.kind == Trouble.DAMAGE and task.temporary:
                 self._close(task)
-                self._place(task, task.entry.name[: NAME_LIMIT - len(DAMAGED)] + DAMAGED)
+                self._salvage(task)
         except (OSError, errors.Refused) as error:
             self._fail(task, error)
         self._discard(task)
@@ -158,19 +159,30 @@ class FileWriter:
         for task in list(self._unfinished):
             self._discard(task)
 
-    def _place(self, task: FileTask, name: bytes) -> None:
-        folder = self._target.folder(task.folder)
+    def _place(self, task: FileTask) -> None:
         try:
-            give_name(folder.fd, task.temporary, name, replace=task.replace)
+            folder = self._target.folder(task.folder)
+            give_name(folder.fd, task.temporary, task.entry.name, replace=task.replace)
         except FileExistsError as error:
-            if task.problem is None:
-                self._fail(task, error)
+            self._fail(task, error)
             return
         task.temporary = b""
-        if task.problem is None:
-            self._done(task)
-        else:
-            task.problem += f"; what is left of it is in {name.decode(errors='replace')}"
+        self._done(task)
+
+    def _salvage(self, task: FileTask) -> None:
+        """Give what could be saved a name that nothing has."""
+        folder = self._target.folder(task.folder)
+        for number in range(SALVAGES_MAX):
+            ending = DAMAGED + (b".%d" % number if number else b"")
+            name = task.entry.name[: NAME_LIMIT - len(ending)] + ending
+            try:
+                give_name(folder.fd, task.temporary, name, replace=False)
+            except FileExistsError:
+                continue
+            task.temporary = b""
+            task.problem = f"{task.problem}; what is left of it is in {name.decode(errors='replace')}"
+            return
+        task.problem = f"{task.problem}; there are {SALVAGES_MAX} files like {name.decode(errors='replace')} already"
 
     def _not_restored(self, task: FileTask) -> None:
         if task.entry.link_key:

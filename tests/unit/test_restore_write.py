@@ -378,6 +378,21 @@ def test_a_damaged_object_takes_exactly_the_files_that_need_it(client: Client, t
     assert (to / "large.damaged").read_bytes() == b"saved..." + bytes(4)
 
 
+def test_what_is_left_of_a_file_takes_the_place_of_nothing(client: Client, to: Path) -> None:
+    lost = client.data(b"lost")
+    torn = Entry(b"db", FILE, 0o600, mtime_ns=1, size=12, **OWN)
+    torn.extents = (Extent(client.data(b"saved..."), 0, 8), Extent(lost, 0, 4))
+    client.repository.flip(lost)
+    to.mkdir(exist_ok=True)
+    (to / "db.damaged").write_bytes(b"somebody's own")
+    for overwrite in (Overwrite.ALWAYS, Overwrite.CHANGED, Overwrite.NEVER):
+        result = bring_back(client, {b"": [torn]}, to, overwrite=overwrite)
+        assert told(result) == {b"db": Trouble.DAMAGE}
+    assert (to / "db.damaged").read_bytes() == b"somebody's own"
+    assert sorted(os.listdir(to)) == ["db.damaged", "db.damaged.1", "db.damaged.2", "db.damaged.3"]
+    assert (to / "db.damaged.3").read_bytes() == b"saved..." + bytes(4)
+
+
 def test_content_put_together_wrongly_is_loud(client: Client, to: Path) -> None:
     one = client.file(b"one", b"right", **OWN)
     one.extents = (Extent(client.data(b"wrong"), 0, 5),)

@@ -385,11 +385,41 @@ class Meddler:
         patch.setattr(os, "open", opening)
 
 
-def test_a_replaced_file_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def replacing(target: Path, size: int, times: int) -> Callable[[], None]:
+    """Writes the file as careful programs do: under another name, which is then moved over it."""
+    numbers = iter(range(times))
+    held: list[object] = []
+    """Whoever still has the old file open, so that its inode is not given to the next one."""
+
+    def replace() -> None:
+        number = next(numbers, None)
+        if number is not None:
+            held.append(open(target, "rb"))  # noqa: SIM115  for as long as the test goes on
+            new = target.parent.parent / "new"
+            new.write_bytes(b"%d" % (number % 10) * size)
+            new.chmod(0o640)
+            new.rename(target)
+
+    return replace
+
+
+@pytest.mark.parametrize("size", [7, 600_000])
+def test_a_file_that_is_replaced_is_in_the_snapshot(bench: Bench, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    target = bench.source / "target"
+    target.write_bytes(b"mine" * 100)
+    Meddler(monkeypatch, b"target", replacing(target, size, 3))
+    result = bench.save()
+    assert (result.errors, result.unsteady) == ([], [os.fsencode(target)])
+    entry = bench.below(bench.tree())[b"target"]
+    assert (entry.size, entry.mode) == (size, 0o640)
+    assert bench.content(bench.tree(), "target") == b"2" * size
+
+
+def test_a_file_that_is_replaced_again_and_again_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     target, other = bench.source / "target", bench.source / "other"
     target.write_bytes(b"mine")
     other.write_bytes(b"somebody else's")
-    Meddler(monkeypatch, b"target", lambda: other.exists() and other.rename(target))
+    Meddler(monkeypatch, b"target", replacing(target, 7, 1000))
     result = bench.save()
     assert result.errors == [(os.fsencode(target), "was replaced by another file during the backup")]
     assert set(bench.below(bench.tree())) == {b"other"}
