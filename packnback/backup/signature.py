@@ -12,7 +12,9 @@ if its ctime is older than that: whoever changes it later meets a clean page, wh
 to, and never tells.)
 
 The inode tells two files of the same size and times apart, one moved over the other; it is left out on file
-systems that give numbers as they please.
+systems that give numbers as they please. Where a file system has an id of its own that also its snapshots have, which
+is ext2 to ext4, that tells images apart that were made alike and are mounted in one place, one after the other.
+(Elsewhere the id is the device's number, or another one for each snapshot: all would be read again each time.)
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import struct
 import time
 from collections.abc import Iterable
 from operator import attrgetter, itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packnback.backup.cache_rows import SIGNATURE_LEN
 from packnback.backup.walk import Part
@@ -37,7 +39,9 @@ _FULL_STAMPS = frozenset({"bcachefs", "btrfs", "ext4", "f2fs", "overlay", "tmpfs
 _STABLE_INODES = _FULL_STAMPS | {
     "ext2", "ext3", "hfsplus", "jfs", "nilfs2", "ntfs", "ntfs3", "ramfs", "reiserfs", "squashfs", "ubifs", "udf",
 }
+_OWN_ID = frozenset({"ext2", "ext3", "ext4"})
 # fmt: on
+_MASK = (1 << 64) - 1
 _SECOND = 10**9
 _CLOCK_REALTIME_COARSE = 5
 """The clock of time stamps (linux/time.h), which Python does not name."""
@@ -66,15 +70,17 @@ class FileSystem(NamedTuple):
     local: bool
     synced_ns: int
     """When the sync began that has ended before anything there was read."""
+    id: int = 0
+    """64 bits; 0 where it would tell nothing."""
 
     def settled(self, found: Iterable[tuple[bytes, os.stat_result]], now_ns: int) -> dict[bytes, bytes]:
         """Stamps of those files that would show it if they were changed from `now_ns` on; by name."""
         now_ns = min(now_ns, self.synced_ns)
         slow_ns = now_ns - (_SECONDS_MARGIN_NS if self.local else _REMOTE_MARGIN_NS)
         fast_ns = now_ns - _COARSE_MARGIN_NS if self.fine else slow_ns
-        pack, stable = _STAMP.pack, self.stable_inodes
+        pack, stable, own_id = _STAMP.pack, self.stable_inodes, self.id
         return {
-            name: pack(ctime_ns, status.st_ino if stable else 1)
+            name: pack(ctime_ns, status.st_ino ^ own_id if stable else 1)
             for name, status in found
             # A ctime of whole seconds may be all that an ext4 with small inodes keeps.
             if (ctime_ns := status.st_ctime_ns) < slow_ns or (ctime_ns < fast_ns and ctime_ns % _SECOND)
@@ -103,7 +109,8 @@ class Signatures:
         """A keyed hash of the children that are included: names, and all that lstat says but for atime and links."""
         facts = _FACTS if file_system.stable_inodes else _FACTS_WITHOUT_INODE
         children = part.children
-        seen = [list(map(_NAME, children)), list(map(facts, map(_STATUS, children))), sorted(part.implicit)]
+        seen: list[Any] = [list(map(_NAME, children)), list(map(facts, map(_STATUS, children))), sorted(part.implicit)]
+        seen.append(file_system.id)
         return MAC(self._key, marshal.dumps(seen, _MARSHAL_VERSION), SIGNATURE_LEN)
 
 
@@ -112,7 +119,7 @@ def stamp(status: os.stat_result, file_system: FileSystem) -> bytes:
 
     NO_STAMP for one without ctime and inode: of such a file nothing is known.
     """
-    return _STAMP.pack(status.st_ctime_ns, status.st_ino if file_system.stable_inodes else 1)
+    return _STAMP.pack(status.st_ctime_ns, status.st_ino ^ file_system.id if file_system.stable_inodes else 1)
 
 
 def _judge(directory: str) -> FileSystem:
@@ -120,7 +127,8 @@ def _judge(directory: str) -> FileSystem:
     if kind is None or mounts.is_remote_type(kind):
         # What other machines have mapped into their memory no sync of ours writes; the margin has to do for that.
         return FileSystem(kind in _STABLE_INODES, kind in _FULL_STAMPS, False, _NO_SYNC_NS)
-    return FileSystem(kind in _STABLE_INODES, kind in _FULL_STAMPS, True, _sync(directory))
+    own_id = os.statvfs(directory).f_fsid & _MASK if kind in _OWN_ID else 0
+    return FileSystem(kind in _STABLE_INODES, kind in _FULL_STAMPS, True, _sync(directory), own_id)
 
 
 _UNKNOWN = FileSystem(False, False, False, _NO_SYNC_NS)

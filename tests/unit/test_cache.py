@@ -21,6 +21,7 @@ from packnback.backup.stream_source import DescriptorSource
 from packnback.backup.walk import WalkOptions
 from packnback.format.entry import FILE
 from packnback.ids import KIB, Kind
+from packnback.store.mounts import filesystem_type
 
 SECOND = 10**9
 LATER = 1 << 62
@@ -585,3 +586,21 @@ def test_granularity_of_file_systems(file_system: signature.FileSystem, age_ns: 
     status = SimpleNamespace(st_ctime_ns=now_ns - age_ns, st_ino=7)
     found = file_system.settled([(b"file", status)], now_ns)  # type: ignore[list-item]
     assert bool(found) == settled
+
+
+def test_images_that_were_made_alike_are_told_apart_by_their_ids() -> None:
+    """The same inodes, sizes and times, mounted in one place one after the other."""
+    one, other = (signature.FileSystem(True, True, True, LATER, own_id) for own_id in (1 << 63, 5))
+    status = SimpleNamespace(st_ctime_ns=SECOND + 1, st_ino=7)
+    stamps = {signature.stamp(status, file_system) for file_system in (one, other)}  # type: ignore[arg-type]
+    assert len(stamps) == 2
+    assert {fs.settled([(b"f", status)], LATER)[b"f"] for fs in (one, other)} == stamps  # type: ignore[list-item]
+    part = SimpleNamespace(children=[], implicit=set())
+    signatures = signature.Signatures(bytes(32))
+    assert signatures.of_part(part, one) != signatures.of_part(part, other)  # type: ignore[arg-type]
+
+
+def test_the_id_of_a_file_system_that_has_one(tmp_path: Path) -> None:
+    found = signature._judge(str(tmp_path))
+    has_own = filesystem_type(tmp_path) in ("ext2", "ext3", "ext4")
+    assert found.id == (os.statvfs(tmp_path).f_fsid & 0xFFFF_FFFF_FFFF_FFFF if has_own else 0)
