@@ -109,8 +109,8 @@ class Signatures:
         """A keyed hash of the children that are included: names, and all that lstat says but for atime and links."""
         facts = _FACTS if file_system.stable_inodes else _FACTS_WITHOUT_INODE
         children = part.children
-        seen: list[Any] = [list(map(_NAME, children)), list(map(facts, map(_STATUS, children))), sorted(part.implicit)]
-        seen.append(file_system.id)
+        seen: list[Any] = [list(map(_NAME, children)), list(map(facts, map(_STATUS, children)))]
+        seen += (sorted(part.implicit), file_system.id)
         return MAC(self._key, marshal.dumps(seen, _MARSHAL_VERSION), SIGNATURE_LEN)
 
 

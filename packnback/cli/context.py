@@ -63,6 +63,8 @@ class Context(Struct):
 
     def location(self) -> Location:
         """Where the repository is. Raises UsageError when nobody said."""
+        if self.settings.repository == "":  # not the one of the environment: that may be quite another one
+            raise UsageError("--repo is empty: a variable that was never set?")
         named = self.settings.repository or os.environ.get(locations.VARIABLE)
         if not named:
             raise UsageError(f"which repository? Name it with --repo, or in {locations.VARIABLE}")
@@ -125,6 +127,8 @@ class Context(Struct):
 
     def key_named(self) -> str | None:
         """The key file that the user named, if any."""
+        if self.settings.key == "":
+            raise UsageError("--key is empty: a variable that was never set?")
         return self.settings.key or os.environ.get(KEY_VARIABLE) or None
 
     def key_path(self, default: str) -> str:

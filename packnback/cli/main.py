@@ -26,6 +26,8 @@ def start() -> None:
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # it was closed when we started (``>&-``)
+            continue
         try:
             stream.flush()
         except (OSError, ValueError):
@@ -39,6 +41,9 @@ def main() -> int:
     if arguments == ["--version"]:
         try:
             print(f"packnback {__version__}", flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or what is still in the buffer makes the exit complain
+            return 1
         except OSError as error:
             print(f"packnback: cannot write the result: {error.strerror}", file=sys.stderr)
             return 1

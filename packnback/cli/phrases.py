@@ -13,10 +13,11 @@ from msgspec import Struct
 from packnback import errors
 from packnback.cli.quantities import rfc3339, shown_duration, shown_size
 from packnback.errors import PacknbackError
-from packnback.ids import short
 
 _CHECK = "run `packnback check --read-data` to see what else is concerned"
 _GENERATE_PUT = "make one where the owner key is: packnback key put put.key --from owner.key --client NAME"
+
+_TAG_DIGITS = 16
 
 
 class Words(Struct, frozen=True):
@@ -273,16 +274,21 @@ def _(e: errors.PackDamage) -> Words:
     return Words(f"pack {e.pack[:12]} is damaged{place}: {e.why}", _CHECK)
 
 
+def _object(object_id: bytes) -> str:
+    """Digits of an id that tell one object from another: all of a domain begin with the same 16."""
+    return object_id.hex()[_TAG_DIGITS : _TAG_DIGITS + 12]
+
+
 @_for(errors.ObjectMissing)
 def _(e: errors.ObjectMissing) -> Words:
     needed = f", which {e.needed_by[:12]} needs" if e.needed_by else ""
-    return Words(f"object {short(e.id)} is missing{needed}", _CHECK)
+    return Words(f"object {_object(e.id)} is missing{needed}", _CHECK)
 
 
 @_for(errors.ObjectDamage)
 def _(e: errors.ObjectDamage) -> Words:
     place = f" (in pack {e.pack[:12]})" if e.pack else ""
-    return Words(f"object {short(e.id)} is damaged{place}: {e.why}", _CHECK)
+    return Words(f"object {_object(e.id)} is damaged{place}: {e.why}", _CHECK)
 
 
 @_for(errors.SnapshotDamage)

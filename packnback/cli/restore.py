@@ -18,9 +18,9 @@ from packnback.ids import short
 
 if TYPE_CHECKING:
     from packnback.cli.context import Context
-    from packnback.restore.report import RestoreResult
+    from packnback.restore.report import Problem, RestoreResult
     from packnback.restore.snapshot import Snapshot
-    from packnback.restore.verify import VerifyResult
+    from packnback.restore.verify import Affected, VerifyResult
 
 app = family()
 
@@ -63,6 +63,8 @@ def restore(
         owners=not no_owner,
         dry_run=dry_run,
     )
+    if not to:
+        raise UsageError("--to is empty: a variable that was never set?")
     started = time.monotonic()
     with reading(context, contents=True, action="restore") as reader:
         opened = open_word(reader, snapshot)
@@ -76,7 +78,7 @@ def restore(
         context.output.document(_document(opened.info.id, result, seconds))
     else:
         for problem in result.problems:
-            context.output.problem(f"/{shown_path(problem.path)}: {problem.reason}")
+            context.output.problem(f"/{shown_path(problem.path)}: {_why(problem)}")
         _tell_restored(context, opened, result, seconds, dry_run=dry_run)
     if result.damaged or not whole:
         return words.DAMAGED
@@ -98,6 +100,12 @@ def _tell_restored(
     context.output.remark(f"{what} {verb}, {size}{kept}{gone}, in {shown_duration(seconds)}.")
 
 
+def _why(problem: Problem | Affected) -> str:
+    if problem.cause is None:
+        return problem.reason
+    return words.reason(problem.cause) + getattr(problem, "rest", "")
+
+
 def _document(snapshot_id: bytes, result: RestoreResult, seconds: float) -> dict[str, Any]:
     return {
         "snapshot": snapshot_id.hex(),
@@ -109,7 +117,7 @@ def _document(snapshot_id: bytes, result: RestoreResult, seconds: float) -> dict
         "deleted": result.deleted,
         "seconds": round(seconds, 3),
         "errors": [
-            {**path_fields(b"/" + problem.path), "kind": str(problem.kind), "reason": problem.reason}
+            {**path_fields(b"/" + problem.path), "kind": str(problem.kind), "reason": _why(problem)}
             for problem in result.problems
         ],
     }
@@ -157,7 +165,7 @@ def _tell_verified(context: Context, result: VerifyResult) -> None:
                     {"id": i.hex(), "reason": words.reason(e)} for i, e in sorted(result.snapshots_bad.items())
                 ],
                 "affected": [
-                    {"snapshot": a.snapshot.hex(), **path_fields(b"/" + a.path), "reason": a.reason}
+                    {"snapshot": a.snapshot.hex(), **path_fields(b"/" + a.path), "reason": _why(a)}
                     for a in result.affected
                 ],
             }
@@ -166,7 +174,7 @@ def _tell_verified(context: Context, result: VerifyResult) -> None:
     for error in (*result.bad.values(), *result.snapshots_bad.values()):
         output.line(words.reason(error))
     for affected in result.affected:
-        output.line(f"{short(affected.snapshot)}  /{shown_path(affected.path)}: {affected.reason}")
+        output.line(f"{short(affected.snapshot)}  /{shown_path(affected.path)}: {_why(affected)}")
     what = f"{counted(result.snapshots, 'snapshot')}, {counted(result.objects, 'object')}"
     found = "damage found" if result.damaged else "all is well"
     output.remark(f"{what}, {shown_size(result.bytes_verified)} verified: {found}.")

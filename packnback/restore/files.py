@@ -60,6 +60,9 @@ class FileTask(Struct, eq=False):
     temporary: bytes = b""
     fd: int = -1
     problem: str | None = None
+    cause: errors.PacknbackError | None = None
+    """What `problem` says, if it is that something of the content cannot be had."""
+    rest: str = ""
     kind: Trouble = Trouble.DAMAGE
 
     @property
@@ -126,7 +129,7 @@ class FileWriter:
         """`length` bytes of a file cannot be had."""
         task.remaining -= length
         if task.problem is None:
-            task.problem = str(problem)
+            task.problem, task.cause = str(problem), problem
 
     def settle(self, task: FileTask) -> None:
         """Give the file its attributes and its name if all of it is written, or what is due if it cannot be."""
@@ -134,7 +137,7 @@ class FileWriter:
             return
         task.settled = True
         if task.problem is None and task.flaw is not None:
-            task.problem = str(task.flaw)
+            task.problem, task.cause = str(task.flaw), task.flaw
         try:
             if task.problem is None:
                 fd = self._descriptor(task)
@@ -151,7 +154,10 @@ class FileWriter:
             self._fail(task, error)
         self._discard(task)
         if task.problem is not None:
-            self.result.add(task.path, task.problem, task.kind)
+            if task.cause is not None:
+                self.result.add_damage(task.path, task.cause, task.rest)
+            else:
+                self.result.add(task.path, task.problem + task.rest, task.kind)
             self._not_restored(task)
 
     def abort(self) -> None:
@@ -180,9 +186,9 @@ class FileWriter:
             except FileExistsError:
                 continue
             task.temporary = b""
-            task.problem = f"{task.problem}; what is left of it is in {name.decode(errors='replace')}"
+            task.rest = f"; what is left of it is in {name.decode(errors='replace')}"
             return
-        task.problem = f"{task.problem}; there are {SALVAGES_MAX} files like {name.decode(errors='replace')} already"
+        task.rest = f"; there are {SALVAGES_MAX} files like {name.decode(errors='replace')} already"
 
     def _not_restored(self, task: FileTask) -> None:
         if task.entry.link_key:
@@ -255,7 +261,7 @@ class FileWriter:
 
     def _fail(self, task: FileTask, error: OSError | errors.Refused) -> None:
         _stop_if_full(task.path, error)
-        task.problem, task.kind = _reason(error), _kind(error)
+        task.problem, task.kind, task.cause = _reason(error), _kind(error), None
 
 
 def give_name(folder: int, temporary: bytes, name: bytes, *, replace: bool) -> None:

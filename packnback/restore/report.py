@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from msgspec import Struct, field
 
+from packnback.errors import PacknbackError
+
 
 class Trouble(StrEnum):
     """Why a path is not as it was backed up."""
@@ -30,6 +32,9 @@ class Problem(Struct, frozen=True):
     path: bytes
     reason: str
     kind: Trouble
+    cause: PacknbackError | None = None
+    """What `reason` begins with, for whoever has better words for it; then comes `rest`."""
+    rest: str = ""
 
 
 class RestoreResult(Struct):
@@ -48,6 +53,10 @@ class RestoreResult(Struct):
     def add(self, path: bytes, reason: str, kind: Trouble) -> None:
         """Note a problem."""
         self.problems.append(Problem(path, reason, kind))
+
+    def add_damage(self, path: bytes, cause: PacknbackError, rest: str = "") -> None:
+        """Note that something cannot be had of the repository, and what came of that."""
+        self.problems.append(Problem(path, f"{cause}{rest}", Trouble.DAMAGE, cause, rest))
 
     @property
     def damaged(self) -> bool:

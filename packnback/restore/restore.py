@@ -137,7 +137,7 @@ class _Restorer:
 
     def _subtree(self, selected: _Selected) -> None:
         if selected.problem is not None:
-            self._result.add(selected.path, str(selected.problem), Trouble.DAMAGE)
+            self._result.add_damage(selected.path, selected.problem)
         for path, entry in selected.lineage:
             if entry.type == DIRECTORY:
                 self._directories.expect(path, entry)
@@ -146,7 +146,7 @@ class _Restorer:
                 return
         for part in walk(self._listing.groups(selected.path), selected.path):
             if isinstance(part, Hole):
-                self._result.add(part.path, part.reason, Trouble.DAMAGE)
+                self._result.add_damage(part.path, part.problem)
                 self._directories.doubt(part.path)
             else:
                 self._part(part)

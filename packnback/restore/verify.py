@@ -36,6 +36,8 @@ class Affected(Struct, frozen=True):
     snapshot: bytes
     path: bytes
     reason: str
+    cause: errors.PacknbackError | None = None
+    """What `reason` says, for whoever has better words for it."""
 
 
 class VerifyResult(Struct):
@@ -163,7 +165,7 @@ class _Verification:
             self.result.bytes_verified += delivery.length
             for (snapshot_id, path, _), _, _, content, right in delivery.contents:
                 if isinstance(content, errors.PacknbackError):
-                    self.result.affected.append(Affected(snapshot_id, path, str(content)))
+                    self.result.affected.append(Affected(snapshot_id, path, str(content), content))
                 elif not right:
                     reason = "its content is not what was backed up"
                     self.result.affected.append(Affected(snapshot_id, path, reason))
@@ -181,18 +183,20 @@ def _affected(
     for part in walk(listing.groups()):
         if isinstance(part, Hole):
             if part.id is not None:
-                yield Affected(snapshot.info.id, part.path, part.reason)
+                yield Affected(snapshot.info.id, part.path, part.reason, part.problem)
             continue
         for entry in part.entries:
-            if entry.type == FILE and (reason := _what_is_bad(reader, entry, bad)) is not None:
-                yield Affected(snapshot.info.id, join(part.path, entry.name), reason)
+            if entry.type == FILE and (problem := _what_is_bad(reader, entry, bad)) is not None:
+                yield Affected(snapshot.info.id, join(part.path, entry.name), str(problem), problem)
 
 
-def _what_is_bad(reader: ObjectReader, entry: Entry, bad: dict[bytes, errors.PacknbackError]) -> str | None:
+def _what_is_bad(
+    reader: ObjectReader, entry: Entry, bad: dict[bytes, errors.PacknbackError]
+) -> errors.PacknbackError | None:
     try:
         for extent in file_extents(reader, entry):
             if extent.id is not None and extent.id in bad:
-                return str(bad[extent.id])
+                return bad[extent.id]
     except PROBLEMS as problem:
-        return str(problem)
+        return problem
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,23 @@ def test_usage(program: Program) -> None:
         ["restore", "latest", "--to", "x", "--overwrite", "perhaps"], ["check", "--bad", "file"],
         ["--progress", "loud", "list"], ["compact", "--grace", "soon"], ["accept-rollback"],
         ["backup", ""], ["backup", "/etc", ""], ["ls", "latest", ""], ["cat", "latest", ""],
-        ["restore", "latest", "", "--to", "x"], ["serve", "x", "--allow", "everything"],
+        ["restore", "latest", "", "--to", "x"], ["restore", "latest", "--to", ""],
+        ["-r", "", "list"], ["list", "-r", ""], ["-r", "", "prune", "--keep-last", "1"], ["-k", "", "list"], ["serve", "x", "--allow", "everything"],
     ):  # fmt: skip
         program(*arguments, code=2)
     assert kind(program("backup", "--json", code=2)) == "usage-error"
     assert kind(program("no-such-command", "--json", code=2)) == "usage-error"
     assert "Did you mean 'backup'?" in program("bakup", code=2).err
     assert "--allow takes" in program("serve", "x", "--allow", "everything", code=2).err
+
+
+def test_version_where_nobody_listens(program: Program) -> None:
+    for redirection in (">&-", "| true", "| head -c 0"):
+        command = f"{sys.executable} -m packnback --version {redirection}"
+        for _ in range(3):
+            process = program.start(["-c", command], program=("sh",))
+            out, err = process.communicate(timeout=60)
+            assert (out, err) == (b"", b"")
 
 
 def test_help_is_not_an_error(program: Program) -> None:

@@ -49,7 +49,7 @@ def test_a_whole_repository(repo: Repo, program: Program) -> None:
     assert program("-q", "check").text.count("\n") <= 1
 
 
-def test_a_damaged_pack_from_finding_to_repair(repo: Repo, program: Program) -> None:
+def test_a_damaged_pack_from_finding_to_repair(repo: Repo, program: Program, tmp_path: Path) -> None:
     victim = repo.packs(ObjectClass.DATA)[0]
     victim.path.write_bytes(flip_at(victim.data, 2000))
     assert program("--json", "check").json["damage"] == [], "the structure is sound: only reading tells"
@@ -66,7 +66,11 @@ def test_a_damaged_pack_from_finding_to_repair(repo: Repo, program: Program) -> 
     document = program("--json", "verify", code=4).json
     assert_shape(document, VERIFY)
     assert document["affected"] and document["bad"]
-    assert "verified" in program("verify", code=4).text
+    said = program("verify", code=4).text
+    assert "verified" in said
+    said += program("restore", "latest", "--to", tmp_path / "out", code=4).err
+    said += program("--json", "restore", "latest", "--to", tmp_path / "again", code=4).text
+    assert " is damaged" in said and "ObjectDamage(" not in said
 
     document = program("--json", "check", "--read-data", "--repair", code=4).json
     assert_shape(document["repaired"], REPAIRED)
