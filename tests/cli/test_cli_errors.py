@@ -37,7 +37,8 @@ def test_usage(program: Program) -> None:
         ["--progress", "loud", "list"], ["compact", "--grace", "soon"], ["accept-rollback"],
         ["backup", ""], ["backup", "/etc", ""], ["ls", "latest", ""], ["cat", "latest", ""],
         ["restore", "latest", "", "--to", "x"], ["restore", "latest", "--to", ""],
-        ["-r", "", "list"], ["list", "-r", ""], ["-r", "", "prune", "--keep-last", "1"], ["-k", "", "list"], ["serve", "x", "--allow", "everything"],
+        ["-r", "", "list"], ["list", "-r", ""], ["-r", "", "prune", "--keep-last", "1"], ["-k", "", "list"],
+        ["serve", "x", "--allow", "everything"],
     ):  # fmt: skip
         program(*arguments, code=2)
     assert kind(program("backup", "--json", code=2)) == "usage-error"

@@ -68,8 +68,9 @@ def test_a_damaged_pack_from_finding_to_repair(repo: Repo, program: Program, tmp
     assert document["affected"] and document["bad"]
     said = program("verify", code=4).text
     assert "verified" in said
-    said += program("restore", "latest", "--to", tmp_path / "out", code=4).err
-    said += program("--json", "restore", "latest", "--to", tmp_path / "again", code=4).text
+    affected = finding["affects"][0]
+    said += program("restore", affected, "--to", tmp_path / "out", code=4).err
+    said += program("--json", "restore", affected, "--to", tmp_path / "again", code=4).text
     assert " is damaged" in said and "ObjectDamage(" not in said
 
     document = program("--json", "check", "--read-data", "--repair", code=4).json
