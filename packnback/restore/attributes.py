@@ -92,39 +92,73 @@ def apply_to_name(
     leads to the thing itself and, if that is a symlink, no further): a name that is swapped meanwhile, or put in
     the way, leads nowhere.
     """
-    problems: list[str] = []
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         found = os.fstat(fd)
         if _TYPES.get(stat.S_IFMT(found.st_mode)) != entry.type:
             return ["it was exchanged while it was restored"]
-        itself = b"/proc/self/fd/%d" % fd
-        owner = (found.st_uid, found.st_gid)
-        if (change := ownership.change(entry, owner)) is not None:
-            try:
-                os.chown(itself, *change)
-                owner = (entry.uid, entry.gid)
-            except OSError as error:
-                problems.append(f"owner: {error.strerror}")
-        if acl and entry.type != SYMLINK:
-            problems += _drop_acls(itself, entry)
-        for key, value in entry.xattrs.items():
-            try:
-                os.setxattr(itself, key, value)
-            except OSError as error:
-                problems.append(f"attribute {key.decode(errors='replace')}: {error.strerror}")
-        try:
-            if entry.type != SYMLINK:
-                os.chmod(itself, mode_for(entry, owner))
-        except OSError as error:
-            problems.append(f"mode: {error.strerror}")
-        try:
-            os.utime(itself, ns=(entry.mtime_ns, entry.mtime_ns))
-        except (OSError, OverflowError) as error:
-            problems.append(f"time: {error}")
-        return problems
+        return _apply(b"/proc/self/fd/%d" % fd, entry, ownership, (found.st_uid, found.st_gid), acl=acl)
     finally:
         os.close(fd)
+
+
+def put_right(folder: int, name: bytes, entry: Entry, ownership: Ownership) -> list[str] | None:
+    """Set what is not as recorded on a regular file that stands there; the reasons of what could not be set.
+
+    None, and nothing is done, if something differs and the file has other names: they may be anywhere.
+    """
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        found = os.fstat(fd)
+        itself = b"/proc/self/fd/%d" % fd
+        owner = (found.st_uid, found.st_gid)
+        if (
+            ownership.change(entry, owner) is None
+            and stat.S_IMODE(found.st_mode) == mode_for(entry, owner)
+            and not any(_lacks(itself, key, value) for key, value in entry.xattrs.items())
+        ):
+            return []
+        if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
+            return None
+        return _apply(itself, entry, ownership, owner, acl=True)
+    finally:
+        os.close(fd)
+
+
+def _apply(itself: bytes, entry: Entry, ownership: Ownership, owner: tuple[int, int], *, acl: bool) -> list[str]:
+    problems: list[str] = []
+    if (change := ownership.change(entry, owner)) is not None:
+        try:
+            os.chown(itself, *change)
+            owner = (entry.uid, entry.gid)
+        except OSError as error:
+            problems.append(f"owner: {error.strerror}")
+    if acl and entry.type != SYMLINK:
+        problems += _drop_acls(itself, entry)
+    for key, value in entry.xattrs.items():
+        if key == _CAPABILITIES and owner != (entry.uid, entry.gid):
+            continue
+        try:
+            os.setxattr(itself, key, value)
+        except OSError as error:
+            problems.append(f"attribute {key.decode(errors='replace')}: {error.strerror}")
+    try:
+        if entry.type != SYMLINK:
+            os.chmod(itself, mode_for(entry, owner))
+    except OSError as error:
+        problems.append(f"mode: {error.strerror}")
+    try:
+        os.utime(itself, ns=(entry.mtime_ns, entry.mtime_ns))
+    except (OSError, OverflowError) as error:
+        problems.append(f"time: {error}")
+    return problems
+
+
+def _lacks(itself: bytes, key: bytes, value: bytes) -> bool:
+    try:
+        return os.getxattr(itself, key) != value
+    except OSError:
+        return True
 
 
 def _drop_acls(at: int | bytes, entry: Entry) -> list[str]:

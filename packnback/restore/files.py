@@ -24,7 +24,7 @@ from msgspec import Struct
 from packnback import errors
 from packnback.format.entry import NAME_LIMIT, Entry
 from packnback.ids import MIB
-from packnback.restore.attributes import Ownership, apply_to_fd
+from packnback.restore.attributes import Ownership, apply_to_fd, put_right
 from packnback.restore.locate import ContentCheck
 from packnback.restore.look import join
 from packnback.restore.report import RestoreResult, Trouble
@@ -159,6 +159,13 @@ class FileWriter:
             else:
                 self.result.add(task.path, task.problem + task.rest, task.kind)
             self._not_restored(task)
+
+    def put_right(self, folder: bytes, entry: Entry) -> bool:
+        """Set owner, attributes and mode of a file whose content stands there; False if it has to be written anew."""
+        reasons = put_right(self._target.folder(folder).fd, entry.name, entry, self._ownership)
+        for reason in reasons or ():
+            self.result.add(join(folder, entry.name), reason, Trouble.ATTRIBUTE)
+        return reasons is not None
 
     def abort(self) -> None:
         """Remove everything that has no name yet."""

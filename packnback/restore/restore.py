@@ -192,10 +192,19 @@ class _Restorer:
             self._result.add(path, "a directory stands there", Trouble.REFUSED)
             return None
         if self._options.overwrite == Overwrite.CHANGED and _agrees(found, entry):
-            self._primary_of(path, entry)
+            primary = self._primary_of(path, entry)
+            if primary is not None and not self._is_name_of(primary, found):
+                return True
+            if primary is None and self._writer is not None and not self._writer.put_right(frame.path, entry):
+                return True
             self._result.unchanged += 1
             return None
         return True
+
+    def _is_name_of(self, primary: bytes, found: os.stat_result) -> bool:
+        """Whether a file has another name, `primary`, already."""
+        stands = self._target.lstat(primary) if self._target is not None else None
+        return stands is not None and os.path.samestat(stands, found)
 
     def _file(self, folder: bytes, entry: Entry, replace: bool) -> None:
         if self._writer is None:

@@ -13,6 +13,7 @@ from msgspec import Struct, field
 
 from packnback import errors
 from packnback.events import Progress
+from packnback.format.entry import Entry
 from packnback.restore.closing import Closer
 from packnback.restore.directories import Frame
 from packnback.restore.files import FileTask, FileWriter, report_failure
@@ -70,6 +71,10 @@ class WindowWriter:
         self._check = check
         self._progress = progress
         self._result = files.result
+
+    def put_right(self, folder: bytes, entry: Entry) -> bool:
+        """See `FileWriter.put_right`."""
+        return self._files.put_right(folder, entry)
 
     def abort(self) -> None:
         """Remove everything that has no name yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import stat
 import struct
 import subprocess
@@ -288,6 +289,46 @@ def test_changed_replaces_what_differs_and_reads_nothing_else(client: Client, to
     data = [wanted for wanted in client.repository.fetched if client.repository.records[wanted][5] == Kind.DATA]
     assert len(data) == 2
     assert not (to / "d/f4").is_symlink()
+
+
+def test_changed_puts_right_what_only_looks_the_same(client: Client, to: Path) -> None:
+    """Mode, attributes and links: after a restore with other options, or of what another tool has brought."""
+    plain = client.file(b"a", b"plain", **OWN)
+    plain.mode, plain.xattrs = 0o640, {b"user.comment": b"text"}
+    names = [client.file(name, b"linked", **OWN) for name in (b"b", b"c")]
+    for name in names:
+        name.link_key = b"k" * 16
+    tree = {b"": [plain, *names]}
+    told_at_first = told(bring_back(client, tree, to))
+    (to / "a").chmod(0o4777)
+    (to / "c").unlink()
+    shutil.copy2(to / "b", to / "c")
+    if not told_at_first:
+        os.removexattr(to / "a", "user.comment")
+    client.repository.fetched.clear()
+    result = bring_back(client, tree, to, overwrite=Overwrite.CHANGED)
+    assert told(result) == told_at_first
+    assert (to / "a").stat().st_mode & 0o7777 == 0o640
+    assert (to / "b").samefile(to / "c")
+    if not told_at_first:
+        assert os.getxattr(to / "a", "user.comment") == b"text"
+    again = bring_back(client, tree, to, overwrite=Overwrite.CHANGED)
+    assert (told(again), again.unchanged, again.others) == (told_at_first, 3, 0)
+
+
+def test_what_has_a_name_elsewhere_is_not_put_right_but_replaced(client: Client, to: Path, tmp_path: Path) -> None:
+    """A link to a file outside that happens to look like ours: its mode is nobody's to change from here."""
+    entry = client.file(b"a", b"text", **OWN)
+    entry.mode = 0o600
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"TEXT")
+    outside.chmod(0o644)
+    os.utime(outside, ns=(entry.mtime_ns, entry.mtime_ns))
+    to.mkdir(exist_ok=True)
+    os.link(outside, to / "a")
+    assert bring_back(client, {b"": [entry]}, to, overwrite=Overwrite.CHANGED).problems == []
+    assert (outside.read_bytes(), outside.stat().st_mode & 0o777, outside.stat().st_nlink) == (b"TEXT", 0o644, 1)
+    assert ((to / "a").read_bytes(), (to / "a").stat().st_mode & 0o777) == (b"text", 0o600)
 
 
 def test_always_replaces_but_no_file_takes_the_place_of_a_directory(client: Client, to: Path) -> None:
