@@ -8,18 +8,23 @@ above a backed-up root, one above a selected path).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
+import time
 from collections.abc import Iterable
 
 from packnback import errors
 from packnback.restore.attributes import Ownership, apply_to_fd
 from packnback.restore.directories import Frame
-from packnback.restore.files import DAMAGED, report_failure
+from packnback.restore.files import DAMAGED, TEMPORARY, report_failure
 from packnback.restore.look import join
 from packnback.restore.options import Overwrite, RestoreOptions
 from packnback.restore.report import RestoreResult, Trouble
 from packnback.restore.target import Target
+
+_LEFT_BEHIND = re.compile(re.escape(TEMPORARY) + rb"[0-9a-f]{16}")
+_SALVAGED = re.compile(rb"(.*)" + re.escape(DAMAGED) + rb"(\.\d+)?", re.DOTALL)
 
 
 class Closer:
@@ -30,6 +35,7 @@ class Closer:
         self._options = options
         self._ownership = Ownership.of_process(options.owners)
         self._result = result
+        self._began_ns = time.time_ns()
 
     def close(self, frames: Iterable[Frame]) -> None:
         """Close directories, in this order. Trouble is noted in the result."""
@@ -44,6 +50,8 @@ class Closer:
             return
         if self._options.delete and frame.whole and not frame.fresh:
             self._delete_unknown(self._target, frame)
+        elif not frame.fresh:
+            self._tell_left_behind(self._target, frame)
         if self._options.dry_run or frame.entry is None:
             return
         kept = self._options.overwrite == Overwrite.NEVER or frame.entry.implicit
@@ -55,10 +63,19 @@ class Closer:
         for reason in apply_to_fd(fd, frame.entry, self._ownership, owner, acl=True):
             self._result.add(frame.path, reason, Trouble.ATTRIBUTE)
 
+    def _tell_left_behind(self, target: Target, frame: Frame) -> None:
+        """Tell of files that a restore was writing when it was killed: nobody else knows what they are."""
+        fd = target.folder(frame.path).fd
+        for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
+            if _LEFT_BEHIND.fullmatch(name) and os.lstat(name, dir_fd=fd).st_mtime_ns < self._began_ns:
+                told = "left behind by a restore that was killed; nobody needs it"
+                self._result.add(join(frame.path, name), told, Trouble.NOTE)
+
     def _delete_unknown(self, target: Target, frame: Frame) -> None:
         fd = target.folder(frame.path).fd
         for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
-            if name in frame.known or (name.endswith(DAMAGED) and name[: -len(DAMAGED)] in frame.known):
+            salvaged = _SALVAGED.fullmatch(name)
+            if name in frame.known or (salvaged is not None and salvaged[1] in frame.known):
                 continue
             path = join(frame.path, name)
             self._result.deleted += 1

@@ -419,6 +419,19 @@ def test_a_damaged_object_takes_exactly_the_files_that_need_it(client: Client, t
     assert (to / "large.damaged").read_bytes() == b"saved..." + bytes(4)
 
 
+def test_what_a_killed_restore_has_left_behind_is_told(client: Client, to: Path) -> None:
+    tree = tree_of([(b"d", client.file(b"f", b"text", **OWN))])
+    assert not bring_back(client, tree, to).problems
+    for name in ("d/.packnback-0123456789abcdef", ".packnback-fedcba9876543210", "d/.packnback-mine"):
+        (to / name).write_bytes(b"half of it")
+        os.utime(to / name, ns=(1, 1))
+    result = bring_back(client, tree, to, overwrite=Overwrite.CHANGED)
+    left = [b".packnback-fedcba9876543210", b"d/.packnback-0123456789abcdef"]
+    assert told(result) == dict.fromkeys(left, Trouble.NOTE)
+    assert not result.incomplete
+    assert all(os.path.exists(to / os.fsdecode(name)) for name in left)
+
+
 def test_what_is_left_of_a_file_takes_the_place_of_nothing(client: Client, to: Path) -> None:
     lost = client.data(b"lost")
     torn = Entry(b"db", FILE, 0o600, mtime_ns=1, size=12, **OWN)
@@ -432,6 +445,8 @@ def test_what_is_left_of_a_file_takes_the_place_of_nothing(client: Client, to: P
     assert (to / "db.damaged").read_bytes() == b"somebody's own"
     assert sorted(os.listdir(to)) == ["db.damaged", "db.damaged.1", "db.damaged.2", "db.damaged.3"]
     assert (to / "db.damaged.3").read_bytes() == b"saved..." + bytes(4)
+    bring_back(client, {b"": [torn]}, to, overwrite=Overwrite.ALWAYS, delete=True)
+    assert len(os.listdir(to)) == 5, "they may be all that there is of it"
 
 
 def test_content_put_together_wrongly_is_loud(client: Client, to: Path) -> None:
