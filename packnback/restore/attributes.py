@@ -54,33 +54,7 @@ def apply_to_fd(
 
     `acl`: whether it may have an access control list already.
     """
-    problems: list[str] = []
-    owner = now
-    if now != (entry.uid, entry.gid) and (change := ownership.change(entry, now)) is not None:
-        try:
-            os.fchown(fd, *change)
-            owner = (entry.uid, entry.gid)
-        except OSError as error:
-            problems.append(f"owner: {error.strerror}")
-    if acl:
-        problems += _drop_acls(fd, entry)
-    for name, value in entry.xattrs.items():
-        if name == _CAPABILITIES and owner != (entry.uid, entry.gid):
-            continue
-        try:
-            os.setxattr(fd, name, value)
-        except OSError as error:
-            problems.append(f"attribute {name.decode(errors='replace')}: {error.strerror}")
-    # One by one: file systems that know no modes (FAT, SMB) know times, and by these a file is known again.
-    try:
-        os.fchmod(fd, mode_for(entry, owner))
-    except OSError as error:
-        problems.append(f"mode: {error.strerror}")
-    try:
-        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-    except (OSError, OverflowError) as error:
-        problems.append(f"time: {error}")
-    return problems
+    return _apply(fd, entry, ownership, now, acl=acl)
 
 
 def apply_to_name(
@@ -125,30 +99,31 @@ def put_right(folder: int, name: bytes, entry: Entry, ownership: Ownership) -> l
         os.close(fd)
 
 
-def _apply(itself: bytes, entry: Entry, ownership: Ownership, owner: tuple[int, int], *, acl: bool) -> list[str]:
+def _apply(at: int | bytes, entry: Entry, ownership: Ownership, owner: tuple[int, int], *, acl: bool) -> list[str]:
     problems: list[str] = []
     if (change := ownership.change(entry, owner)) is not None:
         try:
-            os.chown(itself, *change)
+            os.chown(at, *change)
             owner = (entry.uid, entry.gid)
         except OSError as error:
             problems.append(f"owner: {error.strerror}")
     if acl and entry.type != SYMLINK:
-        problems += _drop_acls(itself, entry)
+        problems += _drop_acls(at, entry)
     for key, value in entry.xattrs.items():
         if key == _CAPABILITIES and owner != (entry.uid, entry.gid):
             continue
         try:
-            os.setxattr(itself, key, value)
+            os.setxattr(at, key, value)
         except OSError as error:
             problems.append(f"attribute {key.decode(errors='replace')}: {error.strerror}")
+    # One by one: file systems that know no modes (FAT, SMB) know times, and by these a file is known again.
     try:
         if entry.type != SYMLINK:
-            os.chmod(itself, mode_for(entry, owner))
+            os.chmod(at, mode_for(entry, owner))
     except OSError as error:
         problems.append(f"mode: {error.strerror}")
     try:
-        os.utime(itself, ns=(entry.mtime_ns, entry.mtime_ns))
+        os.utime(at, ns=(entry.mtime_ns, entry.mtime_ns))
     except (OSError, OverflowError) as error:
         problems.append(f"time: {error}")
     return problems

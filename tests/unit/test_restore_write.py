@@ -651,10 +651,10 @@ def test_nothing_temporary_is_left_of_what_cannot_be_replaced(
 def test_a_file_system_without_modes_still_gets_times(
     client: Client, to: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fchmod(fd: int, mode: int) -> None:
+    def chmod(at: int | bytes, mode: int) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(os, "fchmod", fchmod)
+    monkeypatch.setattr(os, "chmod", chmod)
     result = bring_back(client, {b"": [client.file(b"f", b"x", **OWN)]}, to)
     assert told(result) == {b"f": Trouble.ATTRIBUTE}
     assert (to / "f").stat().st_mtime_ns == 1_600_000_000_123_456_789
