@@ -63,6 +63,8 @@ def forget(
     policy = _policy(within, newest, hourly, daily, weekly, monthly, yearly)
     if snapshots and (not policy.empty or client or tag):
         raise UsageError("either name snapshots, or give a policy")
+    if not snapshots:
+        _refuse_empty(policy)
     with context.reading("list", "forget", wait_s=wait) as repository:
         if snapshots:
             judged = _named(repository, snapshots)
@@ -132,6 +134,7 @@ def prune(
     """Forget by policy, then compact."""
     context = current(ctx)
     policy = _policy(within, newest, hourly, daily, weekly, monthly, yearly)
+    _refuse_empty(policy)
     options = _compact_options(grace, max_waste, dry_run=dry_run, force=force, wait=wait)
     with context.repository("list", "forget", "compact", wait_s=wait) as repository:
         with reading(repository):
@@ -176,6 +179,11 @@ def _named(repository: Repository, named: Iterable[str]) -> list[tuple[SnapshotI
     from packnback.gc.retention import Verdict
 
     return [(info, Verdict(False, [_ASKED])) for info in _resolve_all(repository, named)]
+
+
+def _refuse_empty(policy: Policy) -> None:
+    if policy.empty:
+        raise UsageError("no rule says what to keep: give at least one of the --keep options")
 
 
 def _by_policy(

@@ -38,6 +38,7 @@ def test_usage(program: Program) -> None:
         ["backup", ""], ["backup", "/etc", ""], ["ls", "latest", ""], ["cat", "latest", ""],
         ["restore", "latest", "", "--to", "x"], ["restore", "latest", "--to", ""],
         ["-r", "", "list"], ["list", "-r", ""], ["-r", "", "prune", "--keep-last", "1"], ["-k", "", "list"],
+        ["forget"], ["forget", "--client", "web1"], ["prune"],
         ["serve", "x", "--allow", "everything"],
     ):  # fmt: skip
         program(*arguments, code=2)

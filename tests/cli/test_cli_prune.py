@@ -51,7 +51,7 @@ def test_forget_and_recover(program: Program, ids: list[str]) -> None:
 
 def test_a_client_keeps_its_last_snapshot(program: Program, ids: list[str]) -> None:
     assert program("forget", *ids, "--json", code=1).json["error"]["kind"] == "refused"
-    assert program("forget", "--json", code=1).json["error"]["kind"] == "refused"
+    assert program("forget", "--json", code=2).json["error"]["kind"] == "usage-error"
     assert set(states(program).values()) == {"live"}
 
 
