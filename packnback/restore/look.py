@@ -58,14 +58,19 @@ def ls(listing: Listing, path: bytes = b"", *, recursive: bool = False) -> Itera
 def find(listing: Listing, pattern: bytes) -> Iterator[Found | Hole]:
     """Entries whose name matches a shell pattern, or whose whole path does if the pattern has a slash.
 
-    As in find(1): ``*`` matches slashes too when paths are matched.
+    As in find(1): ``*`` matches slashes too when paths are matched, ``?`` any character, ``[^…]`` one of the others.
     """
     whole = b"/" in pattern
     wanted = pattern.lstrip(b"/") if whole else pattern
-    matches = re.compile(fnmatch.translate(wanted.decode("latin-1")).encode("latin-1")).match
+    matches = re.compile(fnmatch.translate(_text(wanted).replace("[^", "[!"))).match
     for found in _tree(listing, b""):
-        if isinstance(found, Hole) or matches(found.path if whole else found.entry.name):
+        if isinstance(found, Hole) or matches(_text(found.path if whole else found.entry.name)):
             yield found
+
+
+def _text(name: bytes) -> str:
+    """A name in characters; bytes that are none stand for themselves."""
+    return name.decode("utf-8", "surrogateescape")
 
 
 def cat(listing: Listing, path: bytes, domain_id: bytes) -> Iterator[bytes | memoryview]:

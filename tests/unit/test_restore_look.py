@@ -72,6 +72,17 @@ def test_find() -> None:
     assert shown(find(listing, b"nothing*")) == []
 
 
+def test_find_goes_by_characters() -> None:
+    client = Client()
+    names = sorted(["é".encode(), b"\xff", b"a", b"ab"])
+    tree = {b"": [client.file(name, b"x") for name in names]}
+    listing = listing_of(client, client.listing(tree))
+    assert shown(find(listing, b"?")) == sorted(["é".encode(), b"\xff", b"a"])
+    assert shown(find(listing, "[é]".encode())) == ["é".encode()]
+    assert shown(find(listing, b"[^a]")) == shown(find(listing, b"[!a]")) == sorted(["é".encode(), b"\xff"])
+    assert shown(find(listing, b"\xff")) == [b"\xff"]
+
+
 def test_cat() -> None:
     client = Client()
     listing = home(client)
