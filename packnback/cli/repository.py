@@ -137,7 +137,7 @@ def check(
     mended = None
     if isinstance(location, Directory):
         if repair and (made := mend_layout(location.path, wait)):
-            context.reporter.note(f"{counted(made, 'directory')} of the repository were missing, and made")
+            context.reporter.note(f"made {counted(made, 'directory')} that the repository lacked")
         mended = mend_index(location.path, wait)
     with context.repository(*verbs) as repository:
         checked = maintenance(repository).check(options)
