@@ -32,7 +32,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from packnback.errors import AlreadyExists, BlobMissing, DiskFull, PacknbackError, Poisoned, StorageFailed, Unreadable
@@ -179,13 +179,14 @@ class FileBlobStore:
     def sweep_tmp(self) -> int:
         """Not followed by a sync: a file that comes back is swept by the next compaction.
 
-        What file servers leave (``@eaDir``, ``.nfs0001``) is theirs, and may not even be a file.
+        What file servers leave (``@eaDir``, ``.nfs0001``) is theirs, and a directory is nobody's who publishes.
         """
-        names = [name for name in self.list(TMP) if not is_foreign(name)]
-        for name in names:
-            with _told("sweep", f"{TMP}/{name}"):
+        swept = 0
+        for name in [name for name in self.list(TMP) if not is_foreign(name)]:
+            with _told("sweep", f"{TMP}/{name}"), suppress(IsADirectoryError):
                 self._fs.unlink(f"{TMP}/{name}")
-        return len(names)
+                swept += 1
+        return swept
 
     def _write(self, path: str, buffers: Sequence[Buffer]) -> None:
         file = self._fs.create(path)

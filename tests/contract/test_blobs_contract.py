@@ -152,6 +152,12 @@ class TestOnOsFileSystem(BlobStoreContract):
         yield fs
         fs.close()
 
+    def test_a_directory_in_tmp_keeps_nobody_from_sweeping(self, blobs: BlobStore, tmp_path: Path) -> None:
+        (tmp_path / "tmp" / "aa").mkdir()
+        (tmp_path / "tmp" / "bb").write_bytes(b"unpublished")
+        assert blobs.sweep_tmp() == 1
+        assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["aa"]
+
 
 class TestOnSimDisk(BlobStoreContract):
     @pytest.fixture
