@@ -400,7 +400,8 @@ class LocalSession:
     def _withdraw(self, markers: Sequence[str]) -> None:
         """Delete what says that the snapshot which we are about to publish is forgotten.
 
-        It was meant for one that was lost, and whose number is free again; by a clock that was ahead, perhaps.
+        It was meant for one that was lost, and whose number is free again; by a clock that was ahead, perhaps. This
+        is durable before the snapshot stands: a marker that came back after a power cut would release it in the end.
         """
         for marker in markers:
             with suppress(BlobMissing):
