@@ -6,7 +6,8 @@ stored as it was at one moment, and less if it was cut. Such a file is told of, 
 later run. A file that was *replaced* between lstat and open is an error, as its other properties are not its own.
 
 Small files are read whole and bundled, large ones cut (`cut`), holes stay holes. A second name of a file that was
-stored in this run is not read again.
+stored in this run is not read again. An empty file is not opened, except where a program may stand behind it that
+makes its content up as it is read (`mounts.tells_sizes`): such a one is read to its end, in each run anew.
 
 Nearly all files are small and hold still. For them there is a way with the fewest system calls (`quick`); whatever
 is odd about a file sends it down the careful one (`store`).
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -29,6 +30,7 @@ from packnback.backup.roots import Report
 from packnback.backup.runs import FileRuns
 from packnback.events import Watch
 from packnback.format.entry import NO_XATTRS
+from packnback.store import mounts
 
 LINKS_LIMIT = 1 << 16
 """Extents of files with several names that are remembered within a run."""
@@ -75,6 +77,8 @@ class FileReader:
         self._report = report
         self._watch = watch
         self._user = os.geteuid()
+        self._tells_sizes: dict[int, bool] = {}
+        """By device."""
         self._links: dict[tuple[int, int], StoredFile] = {}
         self._links_weight = 0
 
@@ -121,7 +125,7 @@ class FileReader:
             known = self._links.get((status.st_dev, status.st_ino))
             if known is not None and _stamp(known.status) == _stamp(status):
                 return known
-        if status.st_size == 0:
+        if status.st_size == 0 and self._is_empty(directory, status):
             # Whoever writes to it now may as well have written later: there is nothing to open it for.
             xattrs, whole = self._attributes.read_name(directory, name, path, status.st_dev)
             return StoredFile(status, None, xattrs, whole)
@@ -169,7 +173,10 @@ class FileReader:
         xattrs, whole = self._attributes.read(fd, path, before.st_dev)
         content: Content | None
         again = False
-        if before.st_size < FILE_MIN:
+        if before.st_size == 0 and not self._tells_sizes.get(before.st_dev, True):
+            content = self.store_unsized(path, lambda view: os.readv(fd, [view]))
+            again = content is not None
+        elif before.st_size < FILE_MIN:
             content = self._small(fd, before.st_size)
         else:
             sparse = before.st_blocks * _BLOCK < before.st_size
@@ -182,12 +189,36 @@ class FileReader:
         data = os.read(fd, size)
         while 0 < len(data) < size and (more := os.read(fd, size - len(data))):
             data += more
-        return self.bundle(data) if data else None
+        return self._bundle(data) if data else None
 
-    def bundle(self, data: bytes) -> SmallContent:
+    def store_unsized(self, name: bytes, read: Callable[[memoryview], int]) -> Content | None:
+        """Store what `read` gives until it gives nothing; None if that is at once. `name` as for `LargeFiles.store`.
+
+        What is short is bundled like any small file: nobody may confirm a guess at it.
+        """
+        head = memoryview(bytearray(FILE_MIN))
+        filled = 0
+        while filled < FILE_MIN and (count := read(head[filled:])):
+            filled += count
+        if filled < FILE_MIN:
+            return self._bundle(bytes(head[:filled])) if filled else None
+        return self._large.store(name, 0, _Rejoined(head, read).read)[0]
+
+    def _bundle(self, data: bytes) -> SmallContent:
         """Store a content of 1 byte to FILE_MIN - 1."""
         self._watch.progress.advance(len(data))
         return self._bundler.add(data)
+
+    def _is_empty(self, directory: int, status: os.stat_result) -> bool:
+        """Whether a file of size 0 surely has no content."""
+        found = self._tells_sizes.get(status.st_dev)
+        if found is None:
+            try:
+                kind = mounts.filesystem_type(f"/proc/self/fd/{directory}")
+            except OSError:  # a directory above the roots that may only be passed through
+                kind = None
+            found = self._tells_sizes[status.st_dev] = kind is None or mounts.tells_sizes(kind)
+        return found
 
     def _open(self, directory: int, name: bytes, status: os.stat_result) -> int:
         if self._user in (0, status.st_uid):
@@ -205,6 +236,22 @@ class FileReader:
             self._links_weight = 0
         self._links[stored.status.st_dev, stored.status.st_ino] = stored
         self._links_weight += weight
+
+
+class _Rejoined:
+    """A stream whose beginning was read already."""
+
+    def __init__(self, head: memoryview, read: Callable[[memoryview], int]) -> None:
+        self._head = head
+        self._read = read
+
+    def read(self, view: memoryview) -> int:
+        if not self._head:
+            return self._read(view)
+        count = min(len(view), len(self._head))
+        view[:count] = self._head[:count]
+        self._head = self._head[count:]
+        return count
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:

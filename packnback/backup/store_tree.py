@@ -109,7 +109,7 @@ class TreeStore:
         self.users.add(entry.uid)
         self.groups.add(entry.gid)
         try:
-            content = self._read_stream(source)
+            content = self._files.store_unsized(source.name, source.read)
         except OSError as error:
             raise StorageFailed("read", os.fsdecode(source.name), os.strerror(error.errno or 0)) from error
         source.finish()
@@ -245,33 +245,6 @@ class TreeStore:
         entry.xattrs, whole = self._attributes.read_name(part.fd, name, path, status.st_dev)
         entries.append(entry)
         return whole
-
-    def _read_stream(self, source: StreamSource) -> Content | None:
-        """A short stream is bundled like a small file: nobody may confirm a guess at it."""
-        head = bytearray(FILE_MIN)
-        view = memoryview(head)
-        filled = 0
-        while filled < FILE_MIN and (count := source.read(view[filled:])):
-            filled += count
-        if filled < FILE_MIN:
-            return self._files.bundle(bytes(view[:filled])) if filled else None
-        return self._large.store(source.name, 0, _Rejoined(view, source).read)[0]
-
-
-class _Rejoined:
-    """A stream whose beginning was read already."""
-
-    def __init__(self, head: memoryview, source: StreamSource) -> None:
-        self._head = head
-        self._source = source
-
-    def read(self, view: memoryview) -> int:
-        if not self._head:
-            return self._source.read(view)
-        count = min(len(view), len(self._head))
-        view[:count] = self._head[:count]
-        self._head = self._head[count:]
-        return count
 
 
 def _entry(name: bytes, kind: int, status: os.stat_result, xattrs: Mapping[bytes, bytes] = NO_XATTRS) -> Entry:

@@ -38,6 +38,16 @@ def is_remote_type(found: str) -> bool:
     return not (found in _LOCAL or found in _LOCAL_FUSE)
 
 
+def tells_sizes(found: str) -> bool:
+    """Whether stat(2) tells how long a file on a file system of this type is.
+
+    A program that makes files up as they are read (FUSE, 9P) may call them empty: documents that rclone converts, for
+    one. The kernel's own (``/proc``, ``/sys``) do so too, and are meant to: they are no data of anybody's, some are
+    as large as the address space, and a backup of ``/`` should not hold them.
+    """
+    return found in _LOCAL_FUSE or not (found in ("9p", "fuse") or found.startswith("fuse."))
+
+
 def filesystem_type(path: str | os.PathLike[str]) -> str | None:
     """The kernel's name for the file system under the directory `path`, ``ext4`` or ``fuse.sshfs`` for
     example; None if ``/proc`` does not tell.

@@ -53,3 +53,20 @@ def test_this_machine_tells() -> None:
     assert filesystem_type("/proc") == "proc"
     with pytest.raises(FileNotFoundError):
         is_remote("/nonexistent/at/all")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("ext4", True),
+        ("nfs4", True),
+        ("proc", True),
+        ("fuseblk", True),
+        ("fuse.ntfs-3g", True),
+        ("fuse", False),
+        ("fuse.rclone", False),
+        ("9p", False),
+    ],
+)
+def test_where_a_program_may_call_a_file_empty_that_is_not(kind: str, told: bool) -> None:
+    assert mounts.tells_sizes(kind) is told
