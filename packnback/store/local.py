@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import platformdirs
 
-from packnback.errors import AlreadyExists, IndexDamage, NotARepository, PacknbackError, StorageFailed
+from packnback.errors import AlreadyExists, DiskFull, IndexDamage, NotARepository, PacknbackError, StorageFailed
 from packnback.events import Watch
 from packnback.store import index_files, layout, repository
 from packnback.store.blobs import FileBlobStore, storage_error
@@ -79,26 +79,30 @@ def open_local(
     try:
         blobs = FileBlobStore(fs)
         config = repository.read_config(blobs, path)
-        index = _open_index(path, config.repository_id)
+        index, makeshift = _open_index(path, config.repository_id)
     except BaseException:
         fs.close()
         raise
     remote = is_remote(path)
     locks = FileLocks(path, remote=remote, sleep=sleep)
-    ports = Ports(blobs, index, locks, time.time_ns, os.urandom, _scratch_index, watch, not remote)
+    ports = Ports(blobs, index, locks, time.time_ns, os.urandom, _scratch_index, watch, not remote, makeshift)
     return LocalRepository(path, config, ports)
 
 
-def _open_index(path: str, repository_id: bytes) -> LmdbIndex:
+def _open_index(path: str, repository_id: bytes) -> tuple[LmdbIndex, bool]:
+    """(the index, whether it is a makeshift one: see `Ports`)."""
     directory = index_directory(path, repository_id)
     if directory is None:
-        return _TemporaryIndex.make()
+        return _TemporaryIndex.make(), False
     try:
-        return LmdbIndex.open(directory)
-    except IndexDamage:
-        # It is a view of the directories and nothing more: reconcile fills it again.
-        index_files.destroy(directory)
-        return LmdbIndex.open(directory)
+        try:
+            return LmdbIndex.open(directory), False
+        except IndexDamage:
+            # It is a view of the directories and nothing more: reconcile fills it again.
+            index_files.destroy(directory)
+            return LmdbIndex.open(directory), False
+    except DiskFull:
+        return _TemporaryIndex.make(), True
 
 
 def mend_index(path: str, wait_s: float) -> str | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from packnback.errors import (
     BlobMissing,
@@ -58,6 +59,8 @@ class Ports(Struct, frozen=True):
     fenced: bool = True
     """Whether `locks` keep other machines out too. Where they do not, who is at work has a lease, and packs are
     condemned a day before they are deleted (`packnback.gc.condemn`)."""
+    makeshift: bool = False
+    """Whether `index` is a scratch one, as the disk has no room for any: good for everything but storing."""
     sleep: Callable[[float], None] = time.sleep
     monotonic: Callable[[], float] = time.monotonic
     """For watching other people's leases."""
@@ -87,6 +90,8 @@ class LocalRepository:
         self.wait_s = SESSION_WAIT_S
         self.truth = Truth(ports.blobs, config.repository_id, config.owner_bundle, ports.watch)
         self._generation = ports.index.generation
+        self._left = ExitStack()
+        """Closes the index that was left for another one."""
         self._fetcher = Fetcher(ports.blobs, self, ports.watch)
 
     # --- keeping the index up to date ------------------------------------------------------------------------
@@ -122,6 +127,14 @@ class LocalRepository:
             finally:
                 self.ports.index.restore_ballast()
 
+    def _make_do(self) -> None:
+        """Take a scratch index: the disk has not even room for an index."""
+        with ExitStack() as stack:
+            scratch = stack.enter_context(self.ports.scratch_index())
+            stack.callback(self.ports.index.close)
+            self.ports = replace(self.ports, index=scratch, makeshift=True)
+            self._left = stack.pop_all()
+
     def rebuild(self) -> Reconciled:
         """Throw the index away, files and all, and derive it from the directories.
 
@@ -135,7 +148,11 @@ class LocalRepository:
         """Hold the lock shared (not at all on an unwritable repository), with the index up to date."""
         wait_s = self.wait_s if wait_s is None else wait_s
         with self.leased("reader", at_once=False) as lease, self.ports.locks.shared(wait_s, reading=True) as held:
-            self.reconcile()
+            try:
+                self.reconcile()
+            except DiskFull:
+                self._make_do()
+                self.reconcile()
             self.learn(lease)
             yield held
 
@@ -167,7 +184,10 @@ class LocalRepository:
         """See `interface.Repository.session`. Raises Locked, WrongOwner, NotAllowed (an old epoch).
 
         With `remote` the client is another process, on another machine: nothing of it is taken on trust.
+        Raises DiskFull at once where there is not even room for an index: writers agree by means of one index.
         """
+        if self.ports.makeshift:
+            raise DiskFull(self.location)
         client = self.identify(certificate)
         wait_s = self.wait_s if wait_s is None else wait_s
         with self.leased(f"backup of {client.name}") as lease, self.ports.locks.shared(wait_s) as held:
@@ -263,7 +283,8 @@ class LocalRepository:
 
     def close(self) -> None:
         """Close the index. Locks are held by `reading` and `session` alone."""
-        self.ports.index.close()
+        with self._left:
+            self.ports.index.close()
 
 
 def create(

@@ -115,6 +115,35 @@ def test_wherever_the_room_ends(disk: Path, tmp_path: Path, room: int) -> None:
     assert program("-r", repo, "--json", "check", "--read-data").json["damage"] == []
 
 
+@pytest.mark.parametrize("room", [0, 40 * KIB])
+def test_no_room_for_an_index(disk: Path, tmp_path: Path, room: int) -> None:
+    """The index is gone, and another cannot be made, or not filled. Everything can be read all the same."""
+    program = Program(tmp_path / "home")
+    repo, tree = disk / "repo", tmp_path / "tree"
+    program("-r", repo, "init")
+    tree_of(tree, "one", 9 * MIB)
+    first = program("-r", repo, "--json", "backup", tree).json["snapshot"]
+    shutil.rmtree(tree / "one")
+    tree_of(tree, "two", 1 * MIB)
+    second = program("-r", repo, "--json", "backup", tree).json["snapshot"]
+    for file in (repo / "index").iterdir():
+        file.unlink()
+    filler = fill(disk, leave=room)
+
+    assert [row["id"] for row in program("-r", repo, "--json", "list").json] == [first, second]
+    assert restored_is(program, repo, tree, tmp_path / "before")
+    refused = program("-r", repo, "--json", "backup", tree, code=1).json
+    assert refused["error"]["kind"] == "disk-full"
+
+    os.truncate(filler, filler.stat().st_size - 256 * KIB)  # what a forgotten snapshot leaves of itself needs some
+    program("-r", repo, "forget", first)
+    freed = program("-r", repo, "--json", "compact", "--grace", "0s").json
+    assert freed["released"] == [first] and freed["bytes_freed"] > 8 * MIB
+    program("-r", repo, "backup", tree)
+    assert (repo / "index" / "data.mdb").stat().st_size
+    assert program("-r", repo, "--json", "check", "--read-data").json["damage"] == []
+
+
 @pytest.mark.parametrize("limit", [4 * KIB, 1 * MIB])
 def test_a_limit_on_the_size_of_files(tmp_path: Path, limit: int) -> None:
     """RLIMIT_FSIZE: what quotas and old file systems do."""
