@@ -3,7 +3,8 @@
 *Repository pins*: which repository stood at a place. Another one there later is an error, as nobody could tell by
 its contents. *Reader pins*: the newest snapshot of each client that a reader has seen. A repository that shows an
 older one later was rolled back, and one that shows none hides it. Signatures cannot tell that: every snapshot of
-a rolled back repository is genuine.
+a rolled back repository is genuine. *Accepted gaps*: what is lost of a client's chain for good, and somebody has
+looked into; told again and again, it would hide the next one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
+from typing import Any
 
 from blake3 import blake3
 from msgspec import Struct
@@ -150,6 +152,45 @@ class ReaderPins:
         """Remember `seen` and nothing else: somebody looked into an alarm and accepts what is there."""
         with self._file.locked():
             self._file.store({client_id: list(seen[client_id]) for client_id in sorted(seen)})
+
+
+Gap = tuple[str, str]
+"""Where a chain of snapshots is broken, and how, as `Maintenance.gaps` and `check` tell it."""
+
+
+class AcceptedGaps:
+    """The gaps of one repository that somebody has looked into, on disk."""
+
+    def __init__(self, directory: bytes, repository_id: bytes) -> None:
+        """`directory` is `state_file.state_directory()`."""
+        self._file = StateFile(posixpath.join(directory, repository_id.hex().encode(), b"gaps"), b"g")
+
+    def load(self) -> frozenset[Gap]:
+        """Those that were accepted; none at first. Raises StateDamaged."""
+        return frozenset((where, how) for where, how in self._load()["gaps"])
+
+    def replace(self, gaps: Collection[Gap], reason: str, now_ns: int) -> None:
+        """Remember that these were accepted, and no others, and why. A gap that has grown is another one."""
+        with self._file.locked():
+            said = [*self._load()["reasons"], [now_ns, reason.encode("utf-8", "replace").decode()]]
+            self._file.store({"gaps": [list(gap) for gap in sorted(gaps)], "reasons": said})
+
+    def _load(self) -> dict[str, list[Any]]:
+        value = self._file.load()
+        if value is None:
+            return {"gaps": [], "reasons": []}
+        if (
+            type(value) is not dict
+            or value.keys() != {"gaps", "reasons"}
+            or not _are_rows(value["gaps"], str, str)
+            or not _are_rows(value["reasons"], int, str)
+        ):
+            raise self._file.damaged("it does not say what it should")
+        return value
+
+
+def _are_rows(value: object, *types: type) -> bool:
+    return type(value) is list and all(type(row) is list and [*map(type, row)] == [*types] for row in value)
 
 
 def _is_row(client_id: object, row: object) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from packnback.cli import words
+from packnback.cli import history, words
 from packnback.cli.context import Context, configured, current
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
@@ -211,17 +211,17 @@ def accept_rollback(
     context = current(ctx)
     if not reason.strip():
         raise UsageError("the reason is empty")
-    directory = state_directory()
-    key = context.load(_any_key(context))
+    path = _any_key(context)
+    key = context.load(path) if path is not None else None
     with context.repository("put" if isinstance(key, PutKey) else "list") as repository:
         config = repository.config
-        if key.owner_id != config.owner_id:
+        if key is not None and key.owner_id != config.owner_id:
             raise WrongOwner(key.owner_id.hex(), config.owner_id.hex())
-        pins.repin_repository(directory, repository.location, config.owner_id, config.repository_id)
+        pins.repin_repository(state_directory(), repository.location, config.owner_id, config.repository_id)
         found = _accept_chain(repository, key, reason) if isinstance(key, PutKey) else None
     try:
         with context.reading("list") as repository:
-            pins.ReaderPins(directory, repository.config.repository_id).replace(pins.newest(repository.snapshots()))
+            history.accept(repository, reason)
     except NotAllowed:
         # A machine that may only add backups has no reader's memory to mend.
         if found is None:
@@ -231,9 +231,10 @@ def accept_rollback(
     context.output.remark(f"Accepted ({found or 'what is there'}). Backups go on from here.")
 
 
-def _any_key(context: Context) -> str:
-    put_key = configured("put.key")
-    return context.key_named() or (put_key if os.path.lexists(put_key) else configured("owner.key"))
+def _any_key(context: Context) -> str | None:
+    """The key named, or one that there is. Where repositories stand, there is none as a rule: `check` needs none."""
+    there = (path for path in map(configured, ("put.key", "owner.key")) if os.path.lexists(path))
+    return context.key_named() or next(there, None)
 
 
 def _accept_chain(repository: Repository, key: PutKey, reason: str) -> str:

@@ -3,11 +3,14 @@
 Each client's headers form a chain, counted from 1: a gap means that snapshots were taken away. And this machine
 remembers the newest snapshots that it has seen: if they are not there any more, or others in their place, the
 repository was rolled back, unless it keeps their headers among those of snapshots that were released. Neither keeps
-anybody from reading what is there; both are told, and are damage.
+anybody from reading what is there; both are told, and are damage, until somebody has looked into them and said so
+(`accept-rollback`).
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from packnback.cli.context import Context
@@ -16,7 +19,12 @@ from packnback.errors import StorageFailed
 
 if TYPE_CHECKING:
     from packnback.backup.pins import Finding
+    from packnback.store.damage import Finding as Damage
     from packnback.store.interface import Repository, SnapshotInfo
+
+CHAIN = "chain"
+"""Findings of this kind are gaps in the chain of a client's snapshots."""
+_ACCEPT = "if that is right: packnback accept-rollback --reason TEXT"
 
 
 def unbroken(context: Context, repository: Repository) -> bool:
@@ -25,19 +33,46 @@ def unbroken(context: Context, repository: Repository) -> bool:
     Alarms are noted. The memory is not moved on over one: it goes on until `accept-rollback`.
     """
     infos = repository.snapshots()
-    alarms = [*_holes(repository), *_rollbacks(context, repository, infos)]
+    alarms = [*_gaps(context, repository), *_rollbacks(context, repository, infos)]
     for alarm in alarms:
         context.reporter.complain(alarm)
     return not alarms
 
 
-def _holes(repository: Repository) -> list[str]:
+def unaccepted(context: Context, repository_id: bytes, findings: Iterable[Damage]) -> list[Damage]:
+    """The findings without the gaps in chains that somebody on this machine has looked into."""
+    from packnback.backup.pins import AcceptedGaps
+    from packnback.backup.state_file import state_directory
+
+    findings = list(findings)
+    if not any(f.kind == CHAIN for f in findings):
+        return findings
+    try:
+        accepted = AcceptedGaps(state_directory(), repository_id).load()
+    except StorageFailed as error:
+        _tell_forgetful(context, error)
+        return findings
+    return [f for f in findings if f.kind != CHAIN or (f.what, f.why) not in accepted]
+
+
+def accept(repository: Repository, reason: str) -> None:
+    """Believe the repository as it is: the newest snapshots that it has, and the gaps in their chains."""
+    from packnback.backup.pins import AcceptedGaps, ReaderPins, newest
+    from packnback.backup.state_file import state_directory
+
+    place = state_directory(), repository.config.repository_id
+    ReaderPins(*place).replace(newest(repository.snapshots()))
+    gaps = {(f.what, f.why) for f in maintenance(repository).gaps() if f.kind == CHAIN}
+    AcceptedGaps(*place).replace(gaps, reason, time.time_ns())
+
+
+def _gaps(context: Context, repository: Repository) -> list[str]:
     """Breaks in the chains, headers kept of released snapshots included, and snapshot files that cannot be read."""
     return [
         f"the snapshot file {f.what} cannot be read: {f.why}"
         if f.kind == "snapshot"
-        else f"the chain of snapshots is broken at {f.what}: {f.why}"
-        for f in maintenance(repository).gaps()
+        else f"the chain of snapshots is broken at {f.what}: {f.why} ({_ACCEPT})"
+        for f in unaccepted(context, repository.config.repository_id, maintenance(repository).gaps())
     ]
 
 
@@ -54,12 +89,16 @@ def _rollbacks(context: Context, repository: Repository, infos: list[SnapshotInf
         if not findings:
             pins.store(newest(infos))
     except StorageFailed as error:
-        # A rescue system may have nowhere to remember things. That must not keep anybody from his files.
-        if context.settings.verbose:
-            context.reporter.note(f"what was seen cannot be remembered: {error.path}: {error.reason}")
+        _tell_forgetful(context, error)
         return []
     names = {info.client_id: info.client for info in infos}
     return [_told(finding, names) for finding in findings]
+
+
+def _tell_forgetful(context: Context, error: StorageFailed) -> None:
+    """A rescue system may have nowhere to remember things. That must not keep anybody from his files."""
+    if context.settings.verbose:
+        context.reporter.note(f"what was seen cannot be remembered: {error.path}: {error.reason}")
 
 
 def _told(finding: Finding, names: dict[bytes, str]) -> str:
@@ -67,5 +106,5 @@ def _told(finding: Finding, names: dict[bytes, str]) -> str:
     now = f"its newest is number {finding.found_sequence}" if finding.found_sequence else "there is none now"
     return (
         f"snapshots of {client} that were here are not here any more: number {finding.seen_sequence} was seen,"
-        f" {now} (if that is right: packnback accept-rollback --reason TEXT)"
+        f" {now} ({_ACCEPT})"
     )

@@ -10,6 +10,7 @@ import typer
 
 from packnback.cli import words
 from packnback.cli.context import Context, configured, current
+from packnback.cli.history import CHAIN, unaccepted
 from packnback.cli.location import Directory, Ssh, maintenance
 from packnback.cli.options import Command, family
 from packnback.cli.quantities import counted, parse_percent, shown_size
@@ -141,10 +142,22 @@ def check(
         mended = mend_index(location.path, wait)
     with context.repository(*verbs) as repository:
         checked = maintenance(repository).check(options)
+        accepted = _set_accepted_aside(context, repository, checked)
     if mended is not None:
         checked.report.repaired.insert(0, mended)
     _tell_check(context, _checked(checked))
+    if accepted:
+        context.output.remark(f"{counted(accepted, 'gap')} in chains of snapshots, accepted earlier.")
     return words.DAMAGED if checked.remaining else words.DONE
+
+
+def _set_accepted_aside(context: Context, repository: Repository, checked: Checked) -> int:
+    """Take out what somebody has looked into already, and nothing can mend; how many."""
+    report, repository_id = checked.report, repository.config.repository_id
+    found = len(report.damage)
+    report.damage = unaccepted(context, repository_id, report.damage)
+    checked.remaining = unaccepted(context, repository_id, checked.remaining)
+    return found - len(report.damage)
 
 
 def _checked(checked: Checked) -> dict[str, Any]:
@@ -199,10 +212,13 @@ def _tell_check(context: Context, document: dict[str, Any]) -> None:
         if document["remaining"]:
             output.line("What is wrong still:")
             _tell_findings(context, document["remaining"])
-    elif document["damage"]:
+    elif any(finding["kind"] != CHAIN for finding in document["damage"]):
         output.line("`packnback verify` (with a key) tells which files it means; `packnback check --repair` mends.")
-    else:
+    elif not document["damage"]:
         output.line("No damage found.")
+    if any(finding["kind"] == CHAIN for finding in document.get("remaining", document["damage"])):
+        output.line("A gap in a chain can only be mended with the file that is missing. When it is gone for good:")
+        output.line("packnback accept-rollback --reason TEXT")
 
 
 def _tell_findings(context: Context, findings: Iterable[dict[str, Any]]) -> None:

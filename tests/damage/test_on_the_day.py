@@ -101,6 +101,41 @@ def test_a_damaged_newest_snapshot(person: Person, tmp_path: Path) -> None:
     assert run("--json", "check", "--read-data").json["damage"] == []
 
 
+def test_a_gap_in_a_chain_is_told_until_somebody_has_looked_into_it(person: Person, tmp_path: Path) -> None:
+    """Exit code 4 for ever would hide the next damage from everybody's cron jobs."""
+    run, (one, two, three) = person.run, person.snapshots
+    keyless = Program(tmp_path / "keyless")
+    last = person.backup()
+    files = {row["id"]: row for row in run("--json", "list").json}
+    client = next((person.repo / "snapshots").iterdir()).name.partition("-")[0]
+
+    def lose(snapshot: str) -> None:
+        (person.repo / "snapshots" / f"{client}-{files[snapshot]['sequence']:016x}.snap").unlink()
+        shutil.rmtree(person.repo / "index")
+
+    lose(two)
+    for command in (["list"], ["restore", last, "--to", str(tmp_path / "a")], ["verify"]):
+        assert "accept-rollback" in run(*command, code=4).err
+    told = keyless("-r", person.repo, "check", code=4)
+    assert "accept-rollback" in told.text and "--repair` mends" not in told.text
+    [found] = keyless("-r", person.repo, "--json", "check", "--repair", code=4).json["remaining"]
+    assert (found["kind"], found["what"], found["why"]) == ("chain", f"{client}-{2:016x}", "no header")
+
+    for somebody in (run, keyless):
+        somebody("-r", person.repo, "accept-rollback", "--reason", "a bad sector")
+        assert "1 gap" in somebody("-r", person.repo, "check").text
+        assert somebody("-r", person.repo, "--json", "check").json["damage"] == []
+    run("list")
+    run("restore", last, "--to", tmp_path / "b")
+    run("verify")
+
+    lose(three)  # the gap grows
+    assert f"{client}-{2:016x}: no header, up to" in run("list", code=4).err
+    [found] = keyless("-r", person.repo, "--json", "check", code=4).json["damage"]
+    assert found["why"] == f"no header, up to {3:016x}"
+    assert one in {row["id"] for row in run("--json", "list", code=4).json}
+
+
 def test_a_new_disk(person: Person, tmp_path: Path) -> None:
     run = person.run
     shutil.rmtree(person.repo)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from packnback.backup import state_file
 from packnback.backup.pins import (
+    AcceptedGaps,
     ReaderPins,
     ReaderVerdict,
     compare,
@@ -22,7 +23,7 @@ from packnback.backup.pins import (
     pin_repository,
 )
 from packnback.backup.state import START, Chain, ClientState, Verdict, check, judge
-from packnback.backup.state_file import state_directory
+from packnback.backup.state_file import StateFile, state_directory
 from packnback.errors import ChainAlarm, StateDamaged, StorageFailed, WrongRepository
 from packnback.format.snapshot import Receipt
 from packnback.store.interface import Head, SnapshotInfo
@@ -353,3 +354,32 @@ def test_readers_remember_the_newest(directory: bytes) -> None:
     assert pins.load() == {X: (3, C), Y: (2, B)}
     pins.replace({X: (2, B)})
     assert pins.load() == {X: (2, B)}
+
+
+def test_accepted_gaps_are_remembered_with_their_reasons(directory: bytes) -> None:
+    gaps = AcceptedGaps(directory, REPOSITORY)
+    assert gaps.load() == frozenset()
+    gaps.replace({("x-2", "no header"), ("x-7", "no header")}, "a bad sector", 1)
+    gaps.replace({("x-2", "no header, up to 3")}, "another \udcff", 2)
+    assert gaps.load() == {("x-2", "no header, up to 3")}
+    stored = StateFile(directory + b"/" + REPOSITORY.hex().encode() + b"/gaps", b"g").load()
+    assert stored["reasons"] == [[1, "a bad sector"], [2, "another ?"]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        {"gaps": []},
+        {"gaps": [["x"]], "reasons": []},
+        {"gaps": [["x", 1]], "reasons": []},
+        {"gaps": [], "reasons": [["1", "x"]]},
+        {"gaps": [], "reasons": 1},
+    ],
+)
+def test_accepted_gaps_that_say_something_else(directory: bytes, value: object) -> None:
+    file = StateFile(directory + b"/" + REPOSITORY.hex().encode() + b"/gaps", b"g")
+    with file.locked():
+        file.store(value)
+    with pytest.raises(StateDamaged):
+        AcceptedGaps(directory, REPOSITORY).load()
