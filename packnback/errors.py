@@ -193,12 +193,13 @@ class RemoteFailed(Failed):
     """The far side of a connection cannot be used. `why` is a stable word, `detail` what was said about it.
 
     ``ssh`` (ssh itself failed), ``no-ssh`` (it cannot be started), ``not-installed``, ``connection-lost``, ``idle``,
-    ``internal``.
+    ``internal``. `address` is what ssh was given to find it.
     """
 
     host: str
     why: str
     detail: str | None = None
+    address: str | None = None
 
 
 class RemoteVersion(Failed):

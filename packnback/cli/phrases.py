@@ -217,7 +217,7 @@ def _(e: errors.QuotaExceeded) -> Words:
 
 
 _REMOTE_WHYS = {
-    "ssh": Words("ssh could not connect to {host}", "try `ssh {host}` by hand"),
+    "ssh": Words("ssh could not connect to {host}", "try `ssh {address}` by hand"),
     "no-ssh": Words(
         "the program that connects to {host} cannot be started", "install ssh, or name it in PACKNBACK_SSH"
     ),
@@ -232,7 +232,8 @@ _REMOTE_WHYS = {
 def _(e: errors.RemoteFailed) -> Words:
     known = _REMOTE_WHYS.get(e.why, Words("the connection to {host} failed", "run it again"))
     detail = f": {e.detail}" if e.detail else ""
-    return Words(known.message.format(host=e.host) + detail, (known.hint or "").format(host=e.host))
+    hint = (known.hint or "").format(host=e.host, address=e.address or e.host)
+    return Words(known.message.format(host=e.host) + detail, hint)
 
 
 @_for(errors.RemoteVersion)

@@ -95,7 +95,7 @@ def understand(name: str, facts: dict[str, Any], host: str) -> PacknbackError:
     except TypeError:
         return ProtocolViolation("error", f"{name} without some of its facts")
     if isinstance(error, RemoteFailed):
-        error.host = host
+        error.host, error.address = host, None  # where it is, the other end does not say
     return error
 
 

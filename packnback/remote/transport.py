@@ -44,6 +44,12 @@ class Target(Struct, frozen=True):
     user: str | None = None
     port: int | None = None
 
+    @property
+    def address(self) -> str:
+        """What ssh is given by hand to reach the host."""
+        words = ["-p", str(self.port)] if self.port is not None else []
+        return shlex.join([*words, f"{self.user}@{self.host}" if self.user is not None else self.host])
+
 
 def ssh_command(target: Target, verbs: Sequence[str]) -> list[str]:
     """The words to run. Raises UsageError for a host or user that ssh would take for an option, and for a
@@ -94,6 +100,7 @@ class SshTransport:
 
     def __init__(self, target: Target, verbs: Sequence[str], progress: Progress) -> None:
         command = ssh_command(target, verbs)
+        self._target = target
         self._host = target.host
         self._progress = progress
         try:
@@ -101,7 +108,8 @@ class SshTransport:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
             )
         except OSError as error:
-            raise RemoteFailed(target.host, "no-ssh", f"{command[0]}: {os.strerror(error.errno or 0)}") from error
+            why = f"{command[0]}: {os.strerror(error.errno or 0)}"
+            raise RemoteFailed(target.host, "no-ssh", why, target.address) from error
         assert self._process.stdin and self._process.stdout
         self.channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno(), may_give_up=True)
         self._said = bytearray()
@@ -122,7 +130,7 @@ class SshTransport:
             status = None
         self._listener.join(_STDERR_S)
         why = {_NOT_FOUND: "not-installed", _SSH_FAILED: "ssh"}.get(status or 0, "connection-lost")
-        return RemoteFailed(self._host, why, self.said or None)
+        return RemoteFailed(self._host, why, self.said or None, self._target.address)
 
     @property
     def said(self) -> str:

@@ -170,11 +170,12 @@ def test_what_goes_wrong_is_said_in_plain_words(far: Far, role: str, said: str) 
         ("sh -c 'exit 1' --", 1, "was lost"),
         ("sh -c 'exit 127' --", 1, "not installed"),
         ("sh -c 'echo no route >&2; exit 255' --", 1, "no route"),
+        ("sh -c 'exit 255' --", 1, "try `ssh -p 2222 me@far` by hand"),
     ],
 )
 def test_what_stands_for_ssh(tmp_path: Path, named: str, code: int, said: str) -> None:
     program = Program(tmp_path / "home")
-    done = program("-r", "ssh://far/r", "list", code=code, environment={"PACKNBACK_SSH": named})
+    done = program("-r", "ssh://me@far:2222/r", "list", code=code, environment={"PACKNBACK_SSH": named})
     assert said in done.err
 
 

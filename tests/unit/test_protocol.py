@@ -325,6 +325,12 @@ def test_a_client_is_not_told_about_the_far_machine() -> None:
     assert failures.tell(errors.KeyMissing("/root/owner.key"), redact=True)[0] == "RemoteFailed"
 
 
+def test_what_a_user_is_told_to_try_comes_from_this_side() -> None:
+    facts = {"host": "there", "why": "ssh", "detail": "lost", "address": "-o ProxyCommand=evil"}
+    told = failures.understand("RemoteFailed", facts, "here")
+    assert told.facts() == {"host": "here", "why": "ssh", "detail": "lost"}
+
+
 @given(name=st.sampled_from([*(cls.__name__ for cls in failures._TOLD), "KeyMissing", "x", "Exception"]), facts=FACTS)
 def test_any_error_that_comes_is_an_error_of_the_tree(name: str, facts: dict[str, object]) -> None:
     assert isinstance(failures.understand(name, facts, "host"), PacknbackError)
