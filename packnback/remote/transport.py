@@ -26,7 +26,7 @@ from packnback.ids import KIB
 from packnback.remote.channel import Channel
 
 VARIABLE = "PACKNBACK_SSH"
-_CIPHERS = "Ciphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
+CIPHERS = "Ciphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
 _STDERR_KEPT = 16 * KIB
 _END_S = 10.0
 _STDERR_S = 0.5
@@ -60,7 +60,7 @@ def ssh_command(target: Target, verbs: Sequence[str]) -> list[str]:
     remote = f"packnback serve {shlex.quote(target.path)} --allow {shlex.quote(','.join(verbs))}"
     words = _program()
     if _may_choose_cipher(words) and _has_aes():
-        words += ["-o", _CIPHERS]
+        words += ["-o", CIPHERS]
     if target.port is not None:
         words += ["-p", str(target.port)]
     if target.user is not None:
