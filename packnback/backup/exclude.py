@@ -1,7 +1,7 @@
 """Exclude patterns: what ``--exclude`` and the lines of ``--exclude-from`` mean, compiled once.
 
-A pattern is a glob over bytes. ``*`` and ``?`` stay within one name, ``[a-z]`` and ``[!a-z]`` are sets, ``\\``
-takes the next character literally.
+A pattern is a glob over bytes. ``*`` and ``?`` stay within one name, ``[a-z]`` and ``[!a-z]`` are sets, in which
+``[:alpha:]`` and the other classes of POSIX may stand (ASCII only), ``\\`` takes the next character literally.
 
 - Without a slash it is held against the name of a file or directory at any depth: ``*.o``, ``.cache``.
 - With a slash it is held against the absolute path. A leading slash anchors it at the root (``/var/tmp/*``);
@@ -12,8 +12,10 @@ takes the next character literally.
 - ``!`` in front takes matches back that an earlier pattern excluded; the last pattern that matches decides. What
   lies in an excluded directory cannot be taken back, because nobody looks there (as in gitignore).
 
-In a file, blank lines and lines that begin with ``#`` say nothing; trailing white space does not count. ``\\#``
-and ``\\!`` begin a pattern with that character. A path that was asked for by name is never excluded itself.
+In a file, blank lines and lines that begin with ``#`` say nothing; trailing white space does not count, unless it is
+a blank behind a backslash. ``\\#`` and ``\\!`` begin a pattern with that character.
+
+A path that was asked for by name is never excluded itself.
 """
 
 from __future__ import annotations
@@ -70,8 +72,15 @@ class Excludes:
 
 def read_patterns(data: bytes) -> list[bytes]:
     """The patterns in a file's contents."""
-    lines = (line.rstrip() for line in data.split(b"\n"))
+    lines = map(_stripped, data.split(b"\n"))
     return [line for line in lines if line and not line.startswith(b"#")]
+
+
+def _stripped(line: bytes) -> bytes:
+    """Without white space at its end, up to what a backslash takes literally."""
+    stripped = line.rstrip()
+    backslashes = len(stripped) - len(stripped.rstrip(b"\\"))
+    return line[: len(stripped) + backslashes % 2]
 
 
 def _run(takes_back: bool, rules: Sequence[_Rule]) -> _Run:
@@ -122,8 +131,24 @@ def _path_regex(glob: bytes) -> bytes:
 
 
 _GLOB_PIECE = re.compile(
-    rb"(?P<star>\*+)|(?P<any>\?)|\[(?P<set>[!^]?\]?[^\]]*)\]|\\(?P<escaped>.)|(?P<plain>.)", re.DOTALL
+    rb"(?P<star>\*+)|(?P<any>\?)|\[(?P<set>[!^]?\]?(?:\[:[a-z]*:\]|\\.|[^\]\\])*)\]|\\(?P<escaped>.)|(?P<plain>.)",
+    re.DOTALL,
 )
+_SET_PIECE = re.compile(rb"\[:(?P<class>[a-z]*):\]|(?P<dash>-)|\\(?P<escaped>.)|(?P<plain>.)", re.DOTALL)
+_CLASSES = {
+    b"alnum": rb"0-9A-Za-z",
+    b"alpha": rb"A-Za-z",
+    b"blank": rb" \t",
+    b"cntrl": rb"\x00-\x1f\x7f",
+    b"digit": rb"0-9",
+    b"graph": rb"!-~",
+    b"lower": rb"a-z",
+    b"print": rb" -~",
+    b"punct": rb"!-/:-@\[-`{-~",
+    b"space": rb" \t\n\v\f\r",
+    b"upper": rb"A-Z",
+    b"xdigit": rb"0-9A-Fa-f",
+}
 
 
 def _component(glob: bytes) -> bytes:
@@ -142,7 +167,14 @@ def _component(glob: bytes) -> bytes:
 
 
 def _set(inside: bytes) -> bytes:
+    """The regex of a set, of what stands between its brackets. Raises UsageError for a class that there is not."""
     negated = inside[:1] in (b"!", b"^")
-    members = inside[1:] if negated else inside
-    escaped = re.sub(rb"([\\\]\[&|~^])", rb"\\\1", members)
-    return b"(?!/)[%b%b]" % (b"^" if negated else b"", escaped)
+    members = b""
+    for piece in _SET_PIECE.finditer(inside, int(negated)):
+        if piece["class"] is not None:
+            if piece["class"] not in _CLASSES:
+                raise UsageError(f"{_shown(piece[0])} in an exclude pattern is no class of characters")
+            members += _CLASSES[piece["class"]]
+        else:
+            members += piece["dash"] or re.escape(piece["escaped"] or piece["plain"])
+    return b"(?!/)[%b%b]" % (b"^" if negated else b"", members)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import posixpath
 
 import pytest
@@ -27,6 +28,10 @@ def excluded(patterns: list[bytes], path: bytes) -> bool:
         (b"[!a-c]x", [b"/dx"], [b"/ax"]),
         (b"[]x]", [b"/]", b"/x"], [b"/y"]),
         (b"[x", [b"/[x"], [b"/x"]),
+        (b"[[:alpha:]]1", [b"/a1", b"/Z1"], [b"/:1", b"/11", b"/[1"]),
+        (b"[![:space:]_-]", [b"/a", b"/["], [b"/ ", b"/\n", b"/_", b"/-"]),
+        (rb"[\]a]", [b"/]", b"/a"], [b"/\\", b"/b"]),
+        (rb"[a\-c]", [b"/a", b"/-", b"/c"], [b"/b", b"/\\"]),
         (b"a.b", [b"/a.b"], [b"/aXb"]),
         (rb"\*", [b"/*"], [b"/x"]),
         (rb"\!x", [b"/!x"], [b"/x"]),
@@ -58,15 +63,16 @@ def test_the_last_pattern_that_matches_decides() -> None:
 
 
 def test_a_file_of_patterns() -> None:
-    data = b"# objects\n*.o \r\n\n  \n\\#x\n!y.o"
+    data = b"# objects\n*.o \r\n\n  \n\\#x\n!y.o\nblank\\  \r\n"
     patterns = read_patterns(data)
-    assert patterns == [b"*.o", b"\\#x", b"!y.o"]
+    assert patterns == [b"*.o", b"\\#x", b"!y.o", b"blank\\ "]
+    assert excluded(patterns, b"/blank ")
     assert excluded(patterns, b"/#x")
     assert excluded(patterns, b"/x.o")
     assert not excluded(patterns, b"/y.o")
 
 
-@pytest.mark.parametrize("pattern", [b"", b"/", b"//", b"!", b"!/", b"[z-a]", b"./x", b"a/../b"])
+@pytest.mark.parametrize("pattern", [b"", b"/", b"//", b"!", b"!/", b"[z-a]", b"[[:nix:]]", b"./x", b"a/../b"])
 def test_patterns_that_mean_nothing_are_refused(pattern: bytes) -> None:
     with pytest.raises(UsageError):
         Excludes([pattern])
@@ -84,6 +90,21 @@ def test_an_escaped_name_matches_itself_and_nothing_else(name: bytes) -> None:
     assert excludes.excluded(b"/d/" + name, name, False)
     assert not excludes.excluded(b"/d/" + name + b"x", name + b"x", False)
     assert not excludes.excluded(b"/d/x" + name, b"x" + name, False)
+
+
+_PIECES = [b"*", b"?", b"[ab]", b"[!ab]", b"[a-c]", b"[]-]", b"[[:digit:]b]", b"[![:upper:]]", b"a", b"b", b"B"]
+
+
+@given(
+    st.lists(st.sampled_from(_PIECES), min_size=1, max_size=6).map(b"".join),
+    st.lists(st.sampled_from(b"abcB1]-_"), min_size=1, max_size=6).map(bytes),
+)
+def test_a_name_matches_as_it_does_in_the_c_library(pattern: bytes, name: bytes) -> None:
+    """fnmatch(3), in the C locale that Python's own start leaves to it, or a UTF-8 one: all of this is ASCII."""
+    fnmatch = getattr(ctypes.CDLL(None), "fnmatch", None)
+    if fnmatch is None:
+        pytest.skip("no fnmatch(3) here")
+    assert Excludes([pattern]).excluded(b"/d/" + name, name, False) == (fnmatch(pattern, name, 0) == 0)
 
 
 @given(st.binary(max_size=12).filter(lambda p: b"\0" not in p))
