@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import stat
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from packnback.cli import words
 from packnback.cli.context import Context, current
 from packnback.cli.history import unbroken
 from packnback.cli.options import Command, family
-from packnback.cli.output import path_fields, shown_path
+from packnback.cli.output import path_fields, paths_fields, shown_path
 from packnback.cli.quantities import rfc3339, shown_size
 from packnback.errors import Damage, EnvelopeRejected, PathUnknown, UsageError
 
@@ -106,7 +107,7 @@ def _row(info: SnapshotInfo, metadata: Metadata | None) -> dict[str, Any]:
         "time": rfc3339(info.time_ns),
         "bytes_added": info.receipt.bytes_added,
         "host": metadata.host if metadata else None,
-        "paths": [shown_path(path) for path in metadata.paths] if metadata else None,
+        **(paths_fields(metadata.paths) if metadata else {"paths": None}),
         "tags": metadata.tags if metadata else None,
         "files": metadata.files if metadata else None,
         "bytes": metadata.bytes if metadata else None,
@@ -138,7 +139,8 @@ def _tell_rows(context: Context, rows: list[dict[str, Any]], *, with_state: bool
 def _shown_paths(row: dict[str, Any]) -> str:
     damaged = "" if row["complete"] else "(incomplete) "
     tags = "".join(f" {key}={value}" for key, value in (row["tags"] or {}).items())
-    return damaged + " ".join(row["paths"] or ["-"]) + tags
+    exact = [shown_path(base64.b64decode(path)) for path in row.get("paths_b64", ())]
+    return damaged + " ".join(exact or row["paths"] or ["-"]) + tags
 
 
 # --- looking into snapshots ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from shutil import get_terminal_size
 from typing import Any
 
@@ -143,3 +143,11 @@ def path_fields(path: bytes, name: str = "path") -> dict[str, str]:
         return {name: path.decode("utf-8")}
     except UnicodeDecodeError:
         return {name: path.decode("utf-8", "replace"), f"{name}_b64": base64.b64encode(path).decode()}
+
+
+def paths_fields(paths: Sequence[bytes]) -> dict[str, list[str]]:
+    """``{"paths": […]}``, and ``paths_b64`` with all of them beside it when one is not UTF-8."""
+    fields = {"paths": [path.decode("utf-8", "replace") for path in paths]}
+    if any("path_b64" in path_fields(path) for path in paths):
+        fields["paths_b64"] = [base64.b64encode(path).decode() for path in paths]
+    return fields

@@ -175,6 +175,12 @@ def test_names_that_are_not_utf8(program: Program, tmp_path: Path) -> None:
     with open(name, "wb") as file:
         file.write(b"content")
     snapshot = program("backup", odd, "--json").json["snapshot"]
+    assert "paths_b64" not in program("list", "--json").json[-1]
+    program("backup", name)
+    listed = program("list", "--json").json[-1]
+    assert [base64.b64decode(path) for path in listed["paths_b64"]] == [name]
+    assert [path[:-5] for path in listed["paths"]] == [os.fsdecode(odd) + "/caf\ufffd"]
+    assert odd + b"/caf\xe9" in program("list").out
     row = program("ls", snapshot, odd, "--json").json[0]
     assert "\ufffd" in row["path"]
     assert base64.b64decode(row["path_b64"]) == name
