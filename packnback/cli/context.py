@@ -7,6 +7,7 @@ Where a key comes from is decided here: ``-k``, else ``PACKNBACK_KEY``, else the
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
@@ -88,10 +89,13 @@ class Context(Struct):
     # --- keys ----------------------------------------------------------------------------------------------
 
     def load(self, path: str) -> Key:
-        """The key in a file. Raises KeyProblem."""
+        """The key in a file. Raises KeyProblem. One that everybody on this machine can read is told of."""
         from packnback.crypto.keyfile import read_key
 
-        return read_key(path, passphrase.source_for(path, self.settings.passphrase_file))
+        key = read_key(path, passphrase.source_for(path, self.settings.passphrase_file))
+        if os.path.isfile(path) and os.stat(path).st_mode & stat.S_IROTH:
+            self.reporter.note(f"{path}: every user of this machine can read this key (mend: chmod 600)")
+        return key
 
     def put_key(self) -> PutKey:
         """The key that makes backups. Raises KeyCannot for another kind."""

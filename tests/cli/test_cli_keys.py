@@ -52,6 +52,14 @@ def test_files_are_private(keys: Program) -> None:
         assert (keys.home / name).stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize(("mode", "told"), [(0o600, False), (0o640, False), (0o644, True)])
+def test_a_key_that_everybody_can_read_is_told_of(keys: Program, mode: int, told: bool) -> None:
+    """A group may be meant to."""
+    (keys.home / "owner.key").chmod(mode)
+    assert ("every user" in keys("key", "show", "owner.key").err) == told
+    assert keys("-q", "key", "show", "owner.key").err == ""
+
+
 def test_the_same_arguments_make_the_same_put_key(keys: Program) -> None:
     keys("key", "put", "again.key", "--from", "owner.key", "--client", "web", "--epoch", "3")
     assert (keys.home / "again.key").read_bytes() == (keys.home / "put.key").read_bytes()
