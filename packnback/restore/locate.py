@@ -16,7 +16,7 @@ from msgspec import Struct, field
 
 from packnback import errors
 from packnback.crypto.keys import Reader
-from packnback.format.entry import CHECK_LEN, Entry, Extent, decode_extent_object
+from packnback.format.entry import CHECK_LEN, Entry, Extent, ExtentObject, decode_extent_object
 from packnback.ids import Kind, ObjectClass
 from packnback.restore.objects import ObjectReader
 
@@ -106,6 +106,17 @@ def file_extents(reader: ObjectReader, entry: Entry) -> Iterator[Extent]:
 
 
 def _far_extents(reader: ObjectReader, object_id: bytes, covered: int, depth: int) -> Iterator[Extent]:
+    found = extent_object(reader, object_id, covered, depth)
+    yield from found.extents
+    for child, length in found.far:
+        yield from _far_extents(reader, child, length, depth - 1)
+
+
+def extent_object(reader: ObjectReader, object_id: bytes, covered: int, depth: int) -> ExtentObject:
+    """An extent object whose parent says that it covers so many bytes, and how deep it is.
+
+    Raises its problem if it cannot be read, or is not what its parent says.
+    """
     opened = reader.listing_object(object_id, Kind.EXTENTS)
     try:
         found = decode_extent_object(opened.refs, opened.plaintext)
@@ -116,9 +127,7 @@ def _far_extents(reader: ObjectReader, object_id: bytes, covered: int, depth: in
     lengths = [e.length for e in found.extents] + [length for _, length in found.far]
     if sum(lengths) != covered:
         raise errors.ObjectDamage(object_id, "does not cover the bytes that its parent says")
-    yield from found.extents
-    for child, length in found.far:
-        yield from _far_extents(reader, child, length, depth - 1)
+    return found
 
 
 def slice_of(object_id: bytes, plaintext: bytes, offset: int, length: int) -> memoryview:

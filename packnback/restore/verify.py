@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from blake3 import blake3
 from msgspec import Struct, field
 
 from packnback import errors
 from packnback.events import Watch
-from packnback.format.entry import FILE, Entry
+from packnback.format.entry import FILE, Entry, Extent
 from packnback.format.listing import Group
 from packnback.ids import Kind, ObjectClass
 from packnback.restore.idset import IdSet
 from packnback.restore.listing import PREFETCH, PROBLEMS, Hole, Listing, Node, decode_group, totals_of
-from packnback.restore.locate import ContentCheck, Plan, deliver, file_extents
+from packnback.restore.locate import ContentCheck, Plan, deliver, extent_object, file_extents
 from packnback.restore.look import join
 from packnback.restore.objects import ObjectReader
 from packnback.restore.snapshot import Snapshot, open_snapshot
@@ -88,6 +89,8 @@ class _Verification:
         self._reader = reader
         self._progress = watch.progress
         self._listed = IdSet()
+        self._agreed = IdSet()
+        """Hashes of what was found to be so: an extent object, what it covers, its depth."""
         self._read = IdSet()
         self._plan: Plan[_File] = Plan()
 
@@ -109,7 +112,7 @@ class _Verification:
         except PROBLEMS as problem:
             self.result.bad[node.id] = problem
             return
-        self._count(listing, node.id, Kind.PAGE if node.depth == 0 else Kind.TABLE)
+        self._count(node.id, Kind.PAGE if node.depth == 0 else Kind.TABLE)
         groups = [group for group in inside if isinstance(group, Group)]
         if groups:
             self._page(listing, node, groups, snapshot_id, check)
@@ -133,25 +136,42 @@ class _Verification:
         for group, entries in zip(groups, blocks, strict=True):
             for entry in entries:
                 if entry.type == FILE:
-                    self._file(listing, (snapshot_id, join(group.path, entry.name), entry))
+                    self._file((snapshot_id, join(group.path, entry.name), entry), check)
             if self._plan.full:
                 self._carry_out(check)
 
-    def _file(self, listing: Listing, file: _File) -> None:
-        at = 0
-        try:
-            for extent in file_extents(listing.reader, file[2]):
-                if extent.id is not None and extent.id not in self._read:
-                    whole = extent.length == file[2].size
-                    self._plan.add(file, at, extent, file[2].check if whole else b"")
-                at += extent.length
-        except PROBLEMS as problem:
-            blamed = problem.id if isinstance(problem, errors.ObjectDamage | errors.ObjectMissing) else None
-            self.result.bad[blamed or file[2].far[0][0]] = problem
-        for far_id, _ in file[2].far:
-            if far_id not in self._listed and far_id not in self.result.bad:
-                self._listed.add(far_id)
-                self._count(listing, far_id, Kind.EXTENTS)
+    def _file(self, file: _File, check: ContentCheck) -> None:
+        entry = file[2]
+        if entry.far:
+            self._far(file, entry.far, entry.far_depth - 1, 0, check)
+        else:
+            self._ask_for(file, entry.extents, 0)
+
+    def _far(self, file: _File, far: Sequence[tuple[bytes, int]], depth: int, at: int, check: ContentCheck) -> None:
+        """A damaged extent object hides neither those beside it nor what they lead to."""
+        for object_id, covered in far:
+            if self._agreed.add(blake3(b"%b%d %d" % (object_id, covered, depth)).digest()):
+                try:
+                    found = extent_object(self._reader, object_id, covered, depth)
+                    if self._listed.add(object_id):
+                        self._count(object_id, Kind.EXTENTS)
+                except PROBLEMS as problem:
+                    self.result.bad[object_id] = problem
+                else:
+                    behind = self._ask_for(file, found.extents, at)
+                    self._far(file, found.far, depth - 1, behind, check)
+                    if self._plan.full:
+                        self._carry_out(check)
+            at += covered
+
+    def _ask_for(self, file: _File, extents: Iterable[Extent], at: int) -> int:
+        """Ask for what was not read before, of extents that begin at an offset of the file; the offset behind them."""
+        for extent in extents:
+            if extent.id is not None and extent.id not in self._read:
+                whole = extent.length == file[2].size
+                self._plan.add(file, at, extent, file[2].check if whole else b"")
+            at += extent.length
+        return at
 
     def _carry_out(self, check: ContentCheck) -> None:
         plan, self._plan = self._plan, Plan()
@@ -170,9 +190,10 @@ class _Verification:
                     reason = "its content is not what was backed up"
                     self.result.affected.append(Affected(snapshot_id, path, reason))
 
-    def _count(self, listing: Listing, object_id: bytes, kind: Kind) -> None:
+    def _count(self, object_id: bytes, kind: Kind) -> None:
+        """Count what has just been read; it is at hand still."""
         self.result.objects += 1
-        self.result.bytes_verified += len(listing.reader.listing_object(object_id, kind).plaintext)
+        self.result.bytes_verified += len(self._reader.listing_object(object_id, kind).plaintext)
 
 
 def _affected(

@@ -8,7 +8,7 @@ import pytest
 from snapshot_builder import OWNER, Client, directory, tree_of
 
 from packnback import errors
-from packnback.format.entry import FILE, Entry, Extent
+from packnback.format.entry import FILE, Entry, Extent, encode_extent_object, encode_far_object
 from packnback.format.listing import Child, Totals
 from packnback.ids import Kind
 from packnback.restore import idset
@@ -50,6 +50,51 @@ def test_every_damaged_object_is_found_and_named() -> None:
         if before[5] == Kind.DATA:
             assert {a.path.rpartition(b"/")[2] for a in result.affected} == {b"f"}
         client.repository.records[wanted] = before
+
+
+def fragmented() -> tuple[Client, dict[str, bytes]]:
+    """A file of four extents below three extent objects, twelve bytes each, and their ids."""
+    client = Client()
+    content = b"".join(b"%d" % i * 12 for i in range(4))
+    extents = client.file(b"x", content, pieces=4).extents
+    ids = {f"data {i}": extent.id for i, extent in enumerate(extents) if extent.id}
+    halves = [client.store(Kind.EXTENTS, 1, *encode_extent_object(extents[at : at + 2])) for at in (0, 2)]
+    ids |= {"left": halves[0], "right": halves[1]}
+    far = [(half, 24) for half in halves]
+    ids["top"] = client.store(Kind.EXTENTS, 2, *encode_far_object(far, 1))
+    entry = Entry(b"f", FILE, 0o644, 0, 0, 0, 48, far=((ids["top"], 48),), far_depth=2, check=client.check(content))
+    beside = Entry(b"g", FILE, 0o644, 0, 0, 0, 48, far=tuple(far), far_depth=1, check=client.check(content))
+    client.commit(client.listing({b"": [entry, beside]}))
+    return client, ids
+
+
+@pytest.mark.parametrize(
+    ("damaged", "found"),
+    [
+        ({"left"}, {"left"}),
+        ({"left", "right"}, {"left", "right"}),
+        ({"left", "data 0", "data 3"}, {"left", "data 3"}),
+        ({"top", "data 1", "right"}, {"top", "data 1", "right"}),
+    ],
+)
+def test_a_damaged_extent_object_hides_no_other(damaged: set[str], found: set[str]) -> None:
+    """But for what only it leads to."""
+    client, ids = fragmented()
+    sound = verified(client)
+    assert not sound.damaged and sound.objects == len(client.repository.records)
+    for name in damaged:
+        client.repository.flip(ids[name])
+    result = verified(client)
+    assert set(result.bad) == {ids[name] for name in found}
+    assert {affected.path for affected in result.affected} == ({b"f", b"g"})
+
+
+def test_an_extent_object_that_is_not_what_a_second_parent_says() -> None:
+    client, ids = fragmented()
+    entry = Entry(b"h", FILE, 0o644, 0, 0, 0, 25, far=((ids["left"], 25),), far_depth=1)
+    client.commit(client.listing({b"": [entry]}))
+    result = verified(client)
+    assert set(result.bad) == {ids["left"]}
 
 
 def test_a_missing_object_is_found_in_every_snapshot_that_needs_it() -> None:
