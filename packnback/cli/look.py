@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,9 +59,10 @@ def list_(
     key = context.reader_if_any()
     with context.reading("list") as repository:
         infos = [i for i in repository.snapshots() if everything or _state(i) == "live"]
-        opened, damaged = _open_all(context, repository, key, infos) if key else ({}, False)
-        damaged |= key is not None and not unbroken(context, repository)
-    rows = [_row(info, opened.get(info.name)) for info in infos]
+        opened = open_all(repository, key, infos, context) if key else []
+        damaged = key is not None and (len(opened) < len(infos) or not unbroken(context, repository))
+    metadata = {snapshot.info.name: snapshot.metadata for snapshot in opened}
+    rows = [_row(info, metadata.get(info.name)) for info in infos]
     if context.output.json:
         context.output.document(rows)
     elif rows:
@@ -77,22 +78,25 @@ def _state(info: SnapshotInfo) -> str:
     return "partial" if info.partial else "live"
 
 
-def _open_all(
-    context: Context, repository: Repository, key: Reader, infos: list[SnapshotInfo]
-) -> tuple[dict[str, Metadata], bool]:
-    """The metadata of those that can be opened, and whether one could not."""
+def open_all(
+    repository: Repository, key: Reader, infos: Iterable[SnapshotInfo], context: Context
+) -> list[Snapshot]:
+    """What `open_each` gives, with a reader of its own."""
     from packnback.restore.objects import ObjectReader
+
+    with ObjectReader(repository, key) as reader:
+        return list(open_each(reader, infos, context))
+
+
+def open_each(reader: ObjectReader, infos: Iterable[SnapshotInfo], context: Context) -> Iterator[Snapshot]:
+    """Those that can be opened; the others are complained of."""
     from packnback.restore.snapshot import open_snapshot
 
-    opened, damaged = {}, False
-    with ObjectReader(repository, key) as reader:
-        for info in infos:
-            try:
-                opened[info.name] = open_snapshot(reader, info).metadata
-            except (Damage, EnvelopeRejected) as error:
-                damaged = True
-                context.reporter.complain(words.words(error).message)
-    return opened, damaged
+    for info in infos:
+        try:
+            yield open_snapshot(reader, info)
+        except (Damage, EnvelopeRejected) as error:
+            context.reporter.complain(words.words(error).message)
 
 
 def _row(info: SnapshotInfo, metadata: Metadata | None) -> dict[str, Any]:
@@ -221,18 +225,19 @@ def find(
 ) -> int:
     """Find files by name."""
     from packnback.restore import look
-    from packnback.restore.snapshot import open_snapshot
 
     context = current(ctx)
     with reading(context) as reader:
         infos = [i for i in reader.repository.snapshots() if _state(i) == "live"]
-        chosen = [open_word(reader, snapshot)] if snapshot else [open_snapshot(reader, info) for info in infos]
         told: _Entries | None = None
-        for opened in chosen:
+        searched = 0
+        for opened in [open_word(reader, snapshot)] if snapshot else open_each(reader, infos, context):
+            searched += 1
             told = _Entries(context, opened.metadata, long=long, of=opened, after=told, prefixed=snapshot is None)
             for item in look.find(listing_of(reader, opened), os.fsencode(pattern)):
                 told.add(item)
-        return (told or _Entries(context, None, long=long)).finish()
+        code = (told or _Entries(context, None, long=long)).finish()
+        return code if snapshot or searched == len(infos) else words.DAMAGED
 
 
 @app.command("cat", cls=Command)

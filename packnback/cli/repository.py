@@ -12,6 +12,7 @@ from packnback.cli import words
 from packnback.cli.context import Context, configured, current
 from packnback.cli.history import CHAIN, unaccepted
 from packnback.cli.location import Directory, Ssh, maintenance
+from packnback.cli.look import open_all
 from packnback.cli.options import Command, family
 from packnback.cli.quantities import counted, parse_percent, shown_size
 from packnback.errors import AlreadyExists, FormatDamage, KeyCannot, UsageError
@@ -250,19 +251,16 @@ def _read_ids(path: str) -> list[bytes]:
 def stats(
     ctx: typer.Context,
     per_snapshot: Annotated[bool, typer.Option("--snapshots", help="What each snapshot alone holds, too.")] = False,
-) -> None:
+) -> int:
     """Sizes; with a key also how much deduplication and compression save."""
     context = current(ctx)
     key = context.reader_if_any()
     with context.reading("list") as repository:
         sizes = maintenance(repository).stats()
-        logical = None
-        if key is not None:
-            from packnback.restore.objects import ObjectReader
-            from packnback.restore.snapshot import open_snapshot
-
-            with ObjectReader(repository, key) as reader:
-                logical = sum(open_snapshot(reader, info).metadata.bytes for info in repository.snapshots())
+        infos = repository.snapshots()
+        opened = open_all(repository, key, infos, context) if key is not None else []
+        damaged = key is not None and len(opened) < len(infos)
+        logical = sum(each.metadata.bytes for each in opened) if key is not None and not damaged else None
         alone = _held_alone(repository) if per_snapshot else None
     document = {
         "packs": sizes.packs,
@@ -278,7 +276,7 @@ def stats(
     output = context.output
     if output.json:
         output.document(document if alone is None else {**document, "per_snapshot": alone})
-        return
+        return words.DAMAGED if damaged else words.DONE
     held = counted(sizes.snapshots, "snapshot"), counted(sizes.packs, "pack"), counted(sizes.objects, "object")
     output.line(", ".join(held))
     output.line(f"stored    {shown_size(sizes.bytes_total):>10}")
@@ -293,6 +291,7 @@ def stats(
         output.line()
         cells = [[row["id"][:12], row["client"], shown_size(row["bytes_alone"])] for row in alone]
         output.table(["SNAPSHOT", "CLIENT", "HELD ALONE"], cells, frozenset({2}))
+    return words.DAMAGED if damaged else words.DONE
 
 
 def _held_alone(repository: Repository) -> list[dict[str, Any]]:

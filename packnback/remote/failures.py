@@ -20,6 +20,7 @@ _TOLD: tuple[type[PacknbackError], ...] = (
     errors.UnsupportedVersion,
     errors.DiskFull,
     errors.StorageFailed,
+    errors.Unreadable,
     errors.BlobMissing,
     errors.Poisoned,
     errors.SnapshotUnknown,

@@ -81,7 +81,10 @@ def open_snapshot(reader: ObjectReader, info: SnapshotInfo) -> Snapshot:
     Raises SnapshotDamage (which names the rule that was broken), WrongOwner, EnvelopeRejected,
     UnsupportedVersion.
     """
-    raw = reader.repository.read_snapshot(info.name)
+    try:
+        raw = reader.repository.read_snapshot(info.name)
+    except errors.Unreadable as error:  # a bad sector under one snapshot file keeps nobody from the others
+        raise errors.SnapshotDamage(info.id.hex(), f"cannot be read: {error.reason}") from error
     try:
         file = decode_file(raw)
         certificate = parse_certificate(file.certificate)

@@ -165,7 +165,7 @@ class _Verification:
             at += covered
 
     def _ask_for(self, file: _File, extents: Iterable[Extent], at: int) -> int:
-        """Ask for what was not read before, of extents that begin at an offset of the file; the offset behind them."""
+        """Ask for what was not read before, of extents from an offset of the file on; the offset behind them."""
         for extent in extents:
             if extent.id is not None and extent.id not in self._read:
                 whole = extent.length == file[2].size

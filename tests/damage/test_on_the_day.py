@@ -101,6 +101,20 @@ def test_a_damaged_newest_snapshot(person: Person, tmp_path: Path) -> None:
     assert run("--json", "check", "--read-data").json["damage"] == []
 
 
+def test_a_damaged_snapshot_file_hides_no_other(person: Person, tmp_path: Path) -> None:
+    run, (one, two, three) = person.run, person.snapshots
+    file = next(p for p in (person.repo / "snapshots").iterdir() if p.name.endswith(f"-{2:016x}.snap"))
+    file.write_bytes(flip_at(file.read_bytes(), 3000))  # the index goes on believing that it is whole
+    listed = run("--json", "list", code=4).json
+    assert [row["files"] is None for row in listed] == [False, True, False]
+    found = run("--json", "find", "large", code=4).json
+    assert {row["snapshot"] for row in found} == {one, three}
+    sizes = run("--json", "stats", code=4).json
+    assert sizes["snapshots"] == 3 and sizes["bytes_logical"] is None
+    assert [row["id"] for row in run("--json", "verify", code=4).json["snapshots_bad"]] == [two]
+    assert person.restores(three, tmp_path / "out") == contents(person.tree)
+
+
 def test_a_gap_in_a_chain_is_told_until_somebody_has_looked_into_it(person: Person, tmp_path: Path) -> None:
     """Exit code 4 for ever would hide the next damage from everybody's cron jobs."""
     run, (one, two, three) = person.run, person.snapshots

@@ -325,6 +325,23 @@ def test_a_client_is_not_told_about_the_far_machine() -> None:
     assert failures.tell(errors.KeyMissing("/root/owner.key"), redact=True)[0] == "RemoteFailed"
 
 
+def concrete(cls: type[PacknbackError]) -> set[type[PacknbackError]]:
+    """The classes of the tree that are raised: those with facts of their own, or without subclasses."""
+    below = set().union(*map(concrete, cls.__subclasses__()))
+    return below | ({cls} if cls.DECLARED or not below else set())
+
+
+def test_every_error_crosses_the_wire_or_is_known_not_to() -> None:
+    """What is in neither set is told as "internal" when a server raises it."""
+    at_home = {
+        "AlreadyExists", "ChainAlarm", "CommandFailed", "KeyCannot", "KeyDamaged", "KeyMissing", "NothingToBackUp",
+        "PassphraseNeeded", "PassphraseSourceFailed", "PathUnknown", "SnapshotAmbiguous", "StateDamaged",
+        "UsageError", "WrongPassphrase", "WrongRepository",
+    }  # fmt: skip
+    unknown = {cls.__name__ for cls in concrete(PacknbackError)} - failures._BY_NAME.keys()
+    assert unknown == at_home
+
+
 def test_what_a_user_is_told_to_try_comes_from_this_side() -> None:
     facts = {"host": "there", "why": "ssh", "detail": "lost", "address": "-o ProxyCommand=evil"}
     told = failures.understand("RemoteFailed", facts, "here")

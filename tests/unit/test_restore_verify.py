@@ -116,6 +116,22 @@ def test_a_snapshot_that_cannot_be_opened_does_not_hide_the_others() -> None:
     assert result.snapshots == 1
 
 
+def test_a_bad_sector_under_a_snapshot_file_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = two_snapshots()
+    real, unreadable = client.repository.read_snapshot, client.repository.infos[0]
+
+    def read_snapshot(name: str) -> bytes:
+        if name == unreadable.name:
+            raise errors.Unreadable("read", name, "Input/output error")
+        return real(name)
+
+    monkeypatch.setattr(client.repository, "read_snapshot", read_snapshot)
+    result = verified(client)
+    assert list(result.snapshots_bad) == [unreadable.id]
+    assert "Input/output error" in str(result.snapshots_bad[unreadable.id])
+    assert result.snapshots == 1
+
+
 @pytest.mark.parametrize("wrong", ["content", "short", "totals", "kind"])
 def test_intact_objects_that_make_no_sense_together(wrong: str) -> None:
     client = Client()
