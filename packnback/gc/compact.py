@@ -43,12 +43,12 @@ from packnback.store import adoption, layout
 from packnback.store.condemned import condemned_packs
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.interface import SnapshotInfo
+from packnback.store.ledger import changing
 from packnback.store.lock import Held
 from packnback.store.objects import lookup, pack_row
 from packnback.store.packer import Packer
 from packnback.store.quarantine import put_aside_snapshots
 from packnback.store.reconcile import names_in
-from packnback.store.refcount import Ledger
 from packnback.store.repository import LocalRepository
 
 DEFAULT_GRACE_NS = 7 * 86_400 * 10**9
@@ -291,9 +291,8 @@ class Run:
         self._done.bytes_written += built.size
 
         def adopt(txn: WriteTxn) -> None:
-            ledger = Ledger(txn)
-            ledger.adopt_pack(built.name, built.size, built.footer)
-            ledger.settle()
+            with changing(txn) as ledger:
+                ledger.adopt_pack(built.name, built.size, built.footer)
 
         self._index.write(adopt)
         self._note_copied(object_class)

@@ -16,7 +16,7 @@ from packnback.format import rows
 from packnback.store import layout
 from packnback.store.condemned import condemned_lists
 from packnback.store.index import ReadTxn, WriteTxn
-from packnback.store.refcount import Ledger
+from packnback.store.ledger import changing
 from packnback.store.repository import LocalRepository
 
 
@@ -30,9 +30,8 @@ def publish_list(repository: LocalRepository, packs: Iterable[bytes]) -> str:
         ports.blobs.publish(f"{layout.CONDEMNED}/{name}", [data])
 
     def adopt(txn: WriteTxn) -> None:
-        ledger = Ledger(txn)
-        ledger.adopt_condemned(name, condemned)
-        ledger.settle()
+        with changing(txn) as ledger:
+            ledger.adopt_condemned(name, condemned)
 
     ports.index.write(adopt)
     return name
@@ -62,9 +61,8 @@ def drop_lists(repository: LocalRepository, names: Sequence[str]) -> None:
     blobs.barrier()
 
     def drop(txn: WriteTxn) -> None:
-        ledger = Ledger(txn)
-        for name in names:
-            ledger.drop_condemned(name)
-        ledger.settle()
+        with changing(txn) as ledger:
+            for name in names:
+                ledger.drop_condemned(name)
 
     repository.ports.index.write(drop)

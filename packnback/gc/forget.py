@@ -18,8 +18,8 @@ from packnback.gc.retention import Candidate, Policy, Verdict, decide, guard_clo
 from packnback.store import catalog, layout
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.interface import SnapshotInfo
+from packnback.store.ledger import changing
 from packnback.store.receipts import newest_receipt
-from packnback.store.refcount import Ledger
 from packnback.store.repository import LocalRepository
 
 
@@ -76,12 +76,12 @@ def _forget_in(
     wanted = [infos[n] for n in dict.fromkeys(names) if n in infos and infos[n].forgotten_ns is None]
     if not force:
         _refuse_to_empty(infos.values(), wanted)
-    ledger = Ledger(txn)
     markers = [_marker(info, now_ns) for info in wanted]
-    for marker in markers:
-        with suppress(AlreadyExists):  # by an earlier run of this transaction, or by one that was cut off
-            repository.ports.blobs.publish(f"{layout.FORGOTTEN}/{marker}", [])
-        ledger.adopt_marker(marker)
+    with changing(txn) as ledger:
+        for marker in markers:
+            with suppress(AlreadyExists):  # by an earlier run of this transaction, or by one that was cut off
+                repository.ports.blobs.publish(f"{layout.FORGOTTEN}/{marker}", [])
+            ledger.adopt_marker(marker)
     return markers
 
 
@@ -114,9 +114,9 @@ def recover(repository: LocalRepository, names: Sequence[str]) -> list[str]:
     repository.ports.blobs.barrier()
 
     def drop(txn: WriteTxn) -> None:
-        ledger = Ledger(txn)
-        for marker in markers:
-            ledger.drop_marker(marker)
+        with changing(txn) as ledger:
+            for marker in markers:
+                ledger.drop_marker(marker)
 
     repository.ports.index.write(drop)
     names_forgotten = {_snapshot_of(marker) for marker in markers}

@@ -26,7 +26,7 @@ from packnback.store import layout
 from packnback.store.blobs import BlobStore
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.interface import SnapshotInfo
-from packnback.store.refcount import Ledger
+from packnback.store.ledger import changing
 from packnback.store.repository import LocalRepository
 
 PARTIAL_AGE_NS = 30 * 86_400 * 10**9
@@ -100,14 +100,13 @@ def release(repository: LocalRepository, infos: Sequence[SnapshotInfo]) -> None:
     blobs.barrier()
 
     def drop(txn: WriteTxn) -> None:
-        ledger = Ledger(txn)
-        for batch, headers in batches:
-            ledger.adopt_batch(batch, headers)
-        for name in names:
-            ledger.drop_snapshot(name)
-        for marker in markers:
-            ledger.drop_marker(marker)
-        ledger.settle()
+        with changing(txn) as ledger:
+            for batch, headers in batches:
+                ledger.adopt_batch(batch, headers)
+            for name in names:
+                ledger.drop_snapshot(name)
+            for marker in markers:
+                ledger.drop_marker(marker)
 
     repository.ports.index.write(drop)
 

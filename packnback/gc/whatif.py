@@ -13,7 +13,7 @@ from typing import TypeVar
 from packnback.format import rows
 from packnback.gc.plan import PackUse
 from packnback.store.index import Index, ReadTxn, WriteTxn
-from packnback.store.refcount import Ledger
+from packnback.store.ledger import changing
 
 T = TypeVar("T")
 
@@ -44,10 +44,9 @@ def pack_uses(txn: ReadTxn) -> Iterator[PackUse]:
 
 def drop_snapshots(txn: WriteTxn, names: Iterable[str]) -> None:
     """Take the roots of these snapshots away."""
-    ledger = Ledger(txn)
-    for name in names:
-        ledger.drop_snapshot(name)
-    ledger.settle()
+    with changing(txn) as ledger:
+        for name in names:
+            ledger.drop_snapshot(name)
 
 
 def exclusive_bytes(index: Index, name: str) -> int:

@@ -24,8 +24,8 @@ from packnback.sorter import Sorter
 from packnback.store import adoption
 from packnback.store.adoption import FoundPack, PackFacts, pack_facts
 from packnback.store.blobs import BlobStore
+from packnback.store.ledger import Ledger
 from packnback.store.objects import location, lookup
-from packnback.store.refcount import Ledger
 from packnback.store.temporary import temporary
 
 MANY_PACKS = 256

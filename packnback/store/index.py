@@ -8,9 +8,10 @@ Rules for callers, held by every implementation:
 
 - One live transaction per thread, and a short one: the store may have to wait for all transactions to end
   before it can grow. A function that needs a transaction takes it as an argument. A second one on the same
-  thread raises `RuntimeError`; so does one that waits for another thread's would wait for ever, so do not.
+  thread raises `RuntimeError`. Nor may a transaction wait for another thread's: it would wait for ever.
 - The body given to `Index.write` may run more than once; each run starts from the committed state. It keeps
-  its results in what it returns and leaves everything outside the transaction alone.
+  its results in what it returns. Outside the transaction it does only what may be done again: publishing a blob
+  whose name is its own, deleting what may be gone already.
 - A scan ends before its table is written to: collect the rows first. Going on with it raises `RuntimeError`.
 - Keys have 1 to `KEY_LIMIT` bytes, others raise `ValueError`.
 """

@@ -36,8 +36,8 @@ from packnback.store import adoption, bulk, layout
 from packnback.store.adoption import FoundPack
 from packnback.store.blobs import BlobStore
 from packnback.store.index import Index, ReadTxn, T, WriteTxn
+from packnback.store.ledger import Ledger, changing
 from packnback.store.objects import next_number
-from packnback.store.refcount import Ledger
 
 _BATCH_RECORDS = 50_000
 """About so many records are adopted in one transaction."""
@@ -246,9 +246,8 @@ def _adopting(batch: list[FoundPack]) -> Callable[[WriteTxn], None]:
 
 def _settled(txn: WriteTxn, adopt: Callable[[Ledger], T]) -> T:
     """Let a ledger adopt packs, and note what contradicts itself."""
-    ledger = Ledger(txn)
-    done = adopt(ledger)
-    ledger.settle()
+    with changing(txn) as ledger:
+        done = adopt(ledger)
     if ledger.conflicts:
         txn.put("meta", _UNORDERED, rows.seal(_UNORDERED, b""))
     return done
@@ -271,10 +270,9 @@ def _rebuild_in_order(truth: Truth, txn: WriteTxn) -> None:
     names = known_names(txn)
     _clear(txn)
     for batch in _batches(adoption.find_packs(truth.blobs, sorted(names.packs), truth.watch.counters)):
-        ledger = Ledger(txn)
-        for found in batch:
-            ledger.adopt_pack(found.name, found.size, found.footer, found.status)
-        ledger.settle()
+        with changing(txn) as ledger:
+            for found in batch:
+                ledger.adopt_pack(found.name, found.size, found.footer, found.status)
     others = _read_others(truth, Names(set(), names.others))
     _adopt_and_remove(truth, txn, others, Names(set(), {table: set() for table in _DIRECTORIES}))
     txn.delete("meta", _UNORDERED)
@@ -343,18 +341,17 @@ def live_roots(truth: Truth) -> dict[str, bytes]:
 
 def _adopt_and_remove(truth: Truth, txn: WriteTxn, others: _Others, gone: Names) -> int:
     """The last transaction: header batches before snapshots, adoptions before removals."""
-    ledger = Ledger(txn)
-    for name, (status, headers) in others.batches.items():
-        ledger.adopt_batch(name, headers, status)
-    ledger.adopt_snapshots(others.snapshots)
-    for name, status in others.markers.items():
-        ledger.adopt_marker(name, status)
-    for name, (status, condemned) in others.condemned.items():
-        ledger.adopt_condemned(name, condemned, status)
-    removed = _remove(truth, txn, ledger, gone)
-    if ledger.stale:
-        ledger.recount()
-    ledger.settle()
+    with changing(txn) as ledger:
+        for name, (status, headers) in others.batches.items():
+            ledger.adopt_batch(name, headers, status)
+        ledger.adopt_snapshots(others.snapshots)
+        for name, status in others.markers.items():
+            ledger.adopt_marker(name, status)
+        for name, (status, condemned) in others.condemned.items():
+            ledger.adopt_condemned(name, condemned, status)
+        removed = _remove(truth, txn, ledger, gone)
+        if ledger.stale:
+            ledger.recount()
     return removed
 
 

@@ -37,10 +37,10 @@ from packnback.format.record import Record
 from packnback.ids import Kind, ObjectClass, class_of
 from packnback.store import adoption, catalog, layout
 from packnback.store.index import WriteTxn
+from packnback.store.ledger import changing
 from packnback.store.objects import contradicts, lookup, pack_row
 from packnback.store.packer import EnvelopeFacts, Packer
 from packnback.store.quarantine import put_aside
-from packnback.store.refcount import Ledger
 from packnback.store.repository import LocalRepository
 from packnback.store.scrub import read_what_can_be_read, scrub_pack
 
@@ -233,8 +233,7 @@ def _publish(repository: LocalRepository, packer: Packer) -> None:
     repository.truth.blobs.publish(layout.pack_path(built.name.hex()), built.buffers)
 
     def adopt(txn: WriteTxn) -> None:
-        ledger = Ledger(txn)
-        ledger.adopt_pack(built.name, built.size, built.footer)
-        ledger.settle()
+        with changing(txn) as ledger:
+            ledger.adopt_pack(built.name, built.size, built.footer)
 
     repository.ports.index.write(adopt)

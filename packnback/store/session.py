@@ -51,11 +51,11 @@ from packnback.store.condemned import Standing, by_level, is_condemned
 from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, ReadTxn, WriteTxn
 from packnback.store.interface import Committed, Head
+from packnback.store.ledger import changing
 from packnback.store.lock import Held
 from packnback.store.objects import contradicts, is_complete, lookup
 from packnback.store.packer import BuiltPack, EnvelopeFacts, Packer
 from packnback.store.reconcile import Truth, reconcile
-from packnback.store.refcount import Ledger
 
 T = TypeVar("T")
 
@@ -267,9 +267,8 @@ class LocalSession:
                 raise Refused("contradiction", row.id.hex())
         with suppress(AlreadyExists):  # from an earlier run of this transaction: nobody else draws this name
             self._truth.blobs.publish(path, built.buffers)
-        ledger = Ledger(txn)
-        ledger.adopt_pack(built.name, built.size, built.footer)
-        ledger.settle()
+        with changing(txn) as ledger:
+            ledger.adopt_pack(built.name, built.size, built.footer)
 
     def _refuse_if_lost(self) -> None:
         if self._lost is not None:
@@ -318,12 +317,17 @@ class LocalSession:
         for _ in range(_COMMIT_ATTEMPTS - 1):
             # Rows that we knew are gone: somebody threw the index away. The directories still tell.
             with suppress(IndexReplaced, ObjectMissing):
-                return self._write(lambda txn: self._commit_in(txn, name, file))
+                return self._commit_once(name, file)
             self._catch_up()
         try:
-            return self._write(lambda txn: self._commit_in(txn, name, file))
+            return self._commit_once(name, file)
         except IndexReplaced:
             raise StorageFailed("commit", name, "the index is made anew again and again") from None
+
+    def _commit_once(self, name: str, file: SnapshotFile) -> Committed:
+        committed, length = self._write(lambda txn: self._commit_in(txn, name, file))
+        self.bytes_published += length
+        return committed
 
     def _secure(self, file: SnapshotFile) -> None:
         """Look into the directories: does the snapshot's root stand, complete, without any condemned pack?
@@ -353,13 +357,14 @@ class LocalSession:
                     self._add_to_pack(data, record_format.parse(data), envelope)
         self.flush()
 
-    def _commit_in(self, txn: WriteTxn, name: str, file: SnapshotFile) -> Committed:
+    def _commit_in(self, txn: WriteTxn, name: str, file: SnapshotFile) -> tuple[Committed, int]:
+        """What is told to the client, and the length of the file that was published for it."""
         if self._index.generation != self._generation:
             raise IndexReplaced
         header, snapshot_id = file.header, file.id
         known = catalog.find(txn, header.client_id, header.sequence, snapshot_id)
         if known is not None:
-            return Committed(name, snapshot_id, known.time_ns)
+            return Committed(name, snapshot_id, known.time_ns), 0
         if not self._self_stamped:
             rules.check_client_time(header.time_ns, self._now_ns())
         rules.check_chain(txn, header)
@@ -384,18 +389,16 @@ class LocalSession:
             # Published by an earlier run of this transaction, or by somebody whom our index has not seen.
             data = self._truth.blobs.read(f"{layout.SNAPSHOTS}/{name}")
         row = adoption.find_snapshot(name, data, self._truth.repository_id, self._truth.owner_bundle)
-        ledger = Ledger(txn)
-        ledger.adopt_snapshot(name, row)
-        for marker in markers:
-            ledger.drop_marker(marker)
-        ledger.settle()
+        with changing(txn) as ledger:
+            ledger.adopt_snapshot(name, row)
+            for marker in markers:
+                ledger.drop_marker(marker)
         if row.status != rows.GOOD:
             # A damaged file has this number; `check --repair` puts it aside.
             raise SnapshotDamage(name, row.reason)
         if row.id != snapshot_id:
             raise IndexReplaced  # adopt the other one by reconciling, then answer StaleSequence
-        self.bytes_published += len(data)
-        return Committed(name, snapshot_id, row.receipt.time_ns)
+        return Committed(name, snapshot_id, row.receipt.time_ns), len(data)
 
     def _withdraw(self, markers: Sequence[str]) -> None:
         """Delete what says that the snapshot which we are about to publish is forgotten.

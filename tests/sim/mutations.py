@@ -26,8 +26,8 @@ from packnback.store import commit_rules, layout, reconcile, repository
 from packnback.store.blobs import FileBlobStore
 from packnback.store.fs import Buffer
 from packnback.store.index import Index
+from packnback.store.ledger import Ledger
 from packnback.store.reconcile import Names, Truth
-from packnback.store.refcount import Ledger
 from packnback.store.session import LocalSession
 
 Patch = pytest.MonkeyPatch

@@ -28,10 +28,10 @@ from packnback.gc.forget import forget
 from packnback.store import catalog
 from packnback.store.check import index_difference
 from packnback.store.index import WriteTxn
+from packnback.store.ledger import Ledger
 from packnback.store.local import create_local
 from packnback.store.receipts import derive_newest, newest_receipt
 from packnback.store.reconcile import reconcile
-from packnback.store.refcount import Ledger
 from packnback.store.repository import LocalRepository
 
 

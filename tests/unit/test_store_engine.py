@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TypeVar, cast
 
 import pytest
 from smallclient import OWNER, SmallClient
@@ -12,12 +14,16 @@ from smallclient import OWNER, SmallClient
 from packnback.errors import FormatDamage, NotAllowed, ObjectMissing, Refused, StaleSequence
 from packnback.format.record import parse
 from packnback.format.snapshot import marker_name
+from packnback.gc.maintenance import LocalMaintenance
+from packnback.gc.whatif import what_if
 from packnback.ids import Kind
 from packnback.store.check import index_difference
+from packnback.store.index import Index, WriteTxn
 from packnback.store.local import create_local, open_local
 from packnback.store.reconcile import reconcile
 from packnback.store.repository import LocalRepository
 
+T = TypeVar("T")
 FILES = {f"file{i}": bytes([i]) * (1000 * i) for i in range(11)}
 
 
@@ -68,6 +74,30 @@ def test_index_after_sessions_equals_one_built_from_nothing(repository: LocalRep
         assert len(again.snapshots()) == 4
     assert again.ports.watch.counters.records_read == 0
     again.close()
+
+
+def test_what_a_session_has_published_when_transactions_run_twice(
+    repository: LocalRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do when the map has to grow, or another process has thrown the index away."""
+    index, client = repository.ports.index, SmallClient(repository.config.repository_id)
+    real, ran = index.write, []
+
+    def write(body: Callable[[WriteTxn], T]) -> T:
+        what_if(cast("Index", SimpleNamespace(write=real)), body)
+        ran.append(body)
+        return real(body)
+
+    monkeypatch.setattr(index, "write", write)
+    with repository.session(client.certificate) as session:
+        client.backup(session, FILES)
+        assert ran
+        files = [*(tmp_path / "repo/packs").glob("*/*"), *(tmp_path / "repo/snapshots").iterdir()]
+        assert session.bytes_published == sum(file.stat().st_size for file in files)
+    [info] = repository.snapshots()
+    with repository.reading():
+        assert len(LocalMaintenance(repository).forget([info.name], force=True)) == 1
+        assert LocalMaintenance(repository).recover([info.name]) == [info.name]
 
 
 def test_a_page_before_its_data_is_refused(repository: LocalRepository) -> None:

@@ -8,12 +8,13 @@ Two facts are derived for every object, and both cost in proportion to what chan
 Incomplete objects stay readable and counted: damage never turns into deletion. Removing what was live can break
 anything: then `stale` is set, and the caller calls `recount`, which derives both facts from scratch.
 
-Everything here happens inside one write transaction of the index. The caller calls `settle` at its end.
+Everything here happens inside one write transaction of the index, and is whole when `changing` has ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from msgspec.structs import replace
 
@@ -35,8 +36,16 @@ _Arrival = tuple[int, RecordRow]
 """A record in the pack of this number."""
 
 
+@contextmanager
+def changing(txn: WriteTxn) -> Iterator[Ledger]:
+    """A ledger for changes within `txn`; at the end they are settled."""
+    ledger = Ledger(txn)
+    yield ledger
+    ledger.settle()
+
+
 class Ledger:
-    """One write transaction's changes to objects, packs and snapshots."""
+    """One write transaction's changes to objects, packs and snapshots. Made by `changing`."""
 
     def __init__(self, txn: WriteTxn) -> None:
         self.txn = txn
