@@ -148,7 +148,8 @@ _REFUSALS = {
         "this would leave a client without any undamaged snapshot", "if that is what you want, add --force"
     ),
     "empty policy": Words("no rule says what to keep", "give at least one of the --keep options"),
-    "remote": Words("ssh:// cannot be used", "name a directory"),
+    "sessions": Words("this client has too many backups under way already", "wait until one of them has ended"),
+    "too many at once": Words("so many cannot be named over ssh in one go", "run it where the repository is"),
     "contradiction": Words(
         "another backup by a key of the same group has stored something else under an id of this one",
         "run it again; if it happens again, the key of a client in this group was stolen or is misused",

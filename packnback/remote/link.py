@@ -266,6 +266,8 @@ class Link:
 
     def _fail(self, error: PacknbackError) -> None:
         with self._state:
+            if self._failure is not None:
+                return  # what comes of the first failure is no other one
             self._failure = error
             waiting = [*self._pending]
             self._pending.clear()

@@ -78,12 +78,13 @@ class Closer:
             if name in frame.known or (salvaged is not None and salvaged[1] in frame.known):
                 continue
             path = join(frame.path, name)
-            self._result.deleted += 1
             if self._options.dry_run:
+                self._result.deleted += 1
                 self._result.add(path, "would be deleted", Trouble.NOTE)
                 continue
             try:
                 _remove(target, path, name, fd)
+                self._result.deleted += 1
             except OSError as error:
                 report_failure(self._result, path, error)
             except RecursionError:  # rmtree goes down by calling itself

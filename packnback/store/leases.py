@@ -62,7 +62,7 @@ class Lease:
         self._knows: tuple[bytes, ...] = ()
         self._counter = 0
         self._files: list[str] = []
-        self._mutex = threading.RLock()
+        self._mutex = threading.Lock()
 
     def learned(self, lists: Iterable[str]) -> None:
         """The holder has listed ``condemned/``, and asked nothing before that."""
@@ -70,8 +70,8 @@ class Lease:
         if self._files and self._knows:
             self.tick()
 
-    def tick(self) -> None:
-        """Move the counter. Raises what publishing raises."""
+    def tick(self) -> str:
+        """Move the counter; the name of the file that shows it. Raises what publishing raises."""
         with self._mutex:
             name = f"{layout.LEASES}/{self.holder}.{self._counter:016x}"
             self._counter += 1
@@ -82,15 +82,14 @@ class Lease:
                 self._blobs.publish(name, [])  # there is nearly always room for a name: whoever deletes must get in
             while len(self._files) > 2:
                 self._delete(self._files.pop(0))
+        return name
 
     def clock_ns(self) -> int:
         """The time by the file server's own clock, which stamps whatever any machine writes there."""
-        self.tick()
         try:
-            return self._blobs.modified_ns(self._files[-1])
+            return self._blobs.modified_ns(self.tick())
         except BlobMissing:  # somebody has taken us for dead, after we were stopped for a long time
-            self.tick()
-            return self._blobs.modified_ns(self._files[-1])
+            return self._blobs.modified_ns(self.tick())
 
     def end(self) -> None:
         """Take it away. Should the files come back after a power cut, nobody will move their counter."""

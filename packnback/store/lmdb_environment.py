@@ -193,7 +193,12 @@ class Environment:
             return None
         except lmdb.Error as error:
             raise self.explained("begin", error) from error
-        if index_files.identity(self.directory) != self.identity:
+        try:
+            replaced = index_files.identity(self.directory) != self.identity
+        except BaseException:
+            txn.abort()
+            raise
+        if replaced:
             txn.abort()
             self._stale = True
             return None

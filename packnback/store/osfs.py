@@ -21,6 +21,7 @@ import os
 import stat
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from packnback.errors import Poisoned
@@ -64,7 +65,8 @@ class OsAppendFile:
         self._watch.counters.fsyncs += 1
         # What is durable need not stay in memory: nobody reads it soon, a backup must not push out what others
         # use, and the pages that this frees are those that the next file is written with.
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Closes the descriptor. What close(2) reports is of no use here: only `sync` promises anything."""
