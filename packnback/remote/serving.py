@@ -18,7 +18,6 @@ from packnback.remote.protocol import Connection
 from packnback.remote.readahead import ReadAhead
 from packnback.remote.server import Role, Server
 from packnback.store.local import open_local
-from packnback.store.repository import LocalRepository
 
 _FILES_KEPT = 4096
 """Markers, header batches and new packs have to be made for anything to be deleted."""
@@ -31,7 +30,7 @@ def serve(path: str, role: Role, channel: Channel) -> None:
     """
     progress = _Telling()
     try:
-        repository = _open(path, Watch(progress=progress), partial(_sleep, channel))
+        repository = open_local(path, Watch(progress=progress), partial(_sleep, channel))
     except PacknbackError as error:
         told = failures.tell(error, redact=not role.allows("check"))
         with suppress(BrokenPipeError, TimeoutError):
@@ -43,13 +42,6 @@ def serve(path: str, role: Role, channel: Channel) -> None:
         server.run()
     finally:
         repository.close()
-
-
-def _open(path: str, watch: Watch, sleep: Callable[[float], None]) -> LocalRepository:
-    try:
-        return open_local(path, watch, sleep)
-    except OSError as error:
-        raise StorageFailed("open", path, os.strerror(error.errno or 0)) from error
 
 
 def _reading_ahead(channel: Channel) -> Channel | ReadAhead:

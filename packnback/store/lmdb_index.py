@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import lmdb
 
@@ -144,7 +144,7 @@ class LmdbIndex:
         ballast_bytes: int = index_files.BALLAST_BYTES,
         check_size: bool = True,
         durable: bool = True,
-    ) -> LmdbIndex:
+    ) -> Self:
         """Open the index in `directory`, making it when there is none. The parent directory has to exist.
 
         `map_size` bytes of address space are taken, and more when they turn out to be too few. `ballast_bytes`

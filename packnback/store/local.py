@@ -12,7 +12,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from typing import Self
 
 import platformdirs
 
@@ -75,18 +76,17 @@ def open_local(
     watch = watch or Watch()
     if not os.path.isdir(path):
         raise NotARepository(path)
-    fs = OsFileSystem(path, watch)
     try:
-        blobs = FileBlobStore(fs)
-        config = repository.read_config(blobs, path)
-        index, makeshift = _open_index(path, config.repository_id)
-    except BaseException:
-        fs.close()
-        raise
-    remote = is_remote(path)
-    locks = FileLocks(path, remote=remote, sleep=sleep)
-    ports = Ports(blobs, index, locks, time.time_ns, os.urandom, _scratch_index, watch, not remote, makeshift)
-    return LocalRepository(path, config, ports)
+        with ExitStack() as resources:
+            blobs = FileBlobStore(resources.enter_context(closing(OsFileSystem(path, watch))))
+            config = repository.read_config(blobs, path)
+            remote = is_remote(path)
+            locks = FileLocks(path, remote=remote, sleep=sleep)
+            index, makeshift = _open_index(path, config.repository_id)
+            ports = Ports(blobs, index, locks, time.time_ns, os.urandom, _scratch_index, watch, not remote, makeshift)
+            return LocalRepository(path, config, ports, resources.pop_all())
+    except OSError as error:
+        raise storage_error("open", path, error) from error
 
 
 def _open_index(path: str, repository_id: bytes) -> tuple[LmdbIndex, bool]:
@@ -194,13 +194,16 @@ class _TemporaryIndex(LmdbIndex):
     _parent: str | None = None
 
     @classmethod
-    def make(cls) -> LmdbIndex:
+    def make(cls) -> Self:
         """A new, empty one in a temporary directory."""
         with temporary("make"):
             parent = tempfile.mkdtemp(prefix="packnback-index-")
-        opened = cls.open(os.path.join(parent, INDEX), ballast_bytes=0, durable=False)
-        if isinstance(opened, _TemporaryIndex):
-            opened._parent = parent
+        try:
+            opened = cls.open(os.path.join(parent, INDEX), ballast_bytes=0, durable=False)
+        except BaseException:
+            shutil.rmtree(parent, ignore_errors=True)
+            raise
+        opened._parent = parent
         return opened
 
     def close(self) -> None:

@@ -83,15 +83,15 @@ def read_config(blobs: BlobStore, location: str) -> Config:
 class LocalRepository:
     """`interface.Repository` on a directory. Open it, use it, `close` it."""
 
-    def __init__(self, location: str, config: Config, ports: Ports) -> None:
+    def __init__(self, location: str, config: Config, ports: Ports, resources: ExitStack | None = None) -> None:
+        """`resources` is what the ports stand on: closed with the repository."""
         self.location = location
         self.config = config
         self.ports = ports
         self.wait_s = SESSION_WAIT_S
         self.truth = Truth(ports.blobs, config.repository_id, config.owner_bundle, ports.watch)
         self._generation = ports.index.generation
-        self._left = ExitStack()
-        """Closes the index that was left for another one."""
+        self._resources = resources or ExitStack()
         self._fetcher = Fetcher(ports.blobs, self, ports.watch)
 
     # --- keeping the index up to date ------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class LocalRepository:
             scratch = stack.enter_context(self.ports.scratch_index())
             stack.callback(self.ports.index.close)
             self.ports = replace(self.ports, index=scratch, makeshift=True)
-            self._left = stack.pop_all()
+            self._resources.push(stack.pop_all())
 
     def rebuild(self) -> Reconciled:
         """Throw the index away, files and all, and derive it from the directories.
@@ -282,8 +282,8 @@ class LocalRepository:
         return self._fetcher.fetch(ids, checked=checked)
 
     def close(self) -> None:
-        """Close the index. Locks are held by `reading` and `session` alone."""
-        with self._left:
+        """Close the index, and what else is open. Locks are held by `reading` and `session` alone."""
+        with self._resources:
             self.ports.index.close()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +13,13 @@ from typing import TypeVar, cast
 import pytest
 from smallclient import OWNER, SmallClient
 
-from packnback.errors import FormatDamage, NotAllowed, ObjectMissing, Refused, StaleSequence
+from packnback.errors import DiskFull, FormatDamage, NotAllowed, ObjectMissing, Refused, StaleSequence
 from packnback.format.record import parse
 from packnback.format.snapshot import marker_name
 from packnback.gc.maintenance import LocalMaintenance
 from packnback.gc.whatif import what_if
 from packnback.ids import Kind
+from packnback.store import lmdb_index
 from packnback.store.check import index_difference
 from packnback.store.index import Index, WriteTxn
 from packnback.store.local import create_local, open_local
@@ -191,3 +194,36 @@ def test_a_snapshot_is_not_born_forgotten(repository: LocalRepository) -> None:
     with repository.ports.scratch_index() as fresh:
         reconcile(repository.truth, fresh)
         assert index_difference(repository.ports.index, fresh) is None
+
+
+def test_a_closed_repository_has_given_everything_back(repository: LocalRepository) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    repository.close()
+    before = descriptors()
+    for _ in range(3):
+        again = open_local(repository.location)
+        with again.reading():
+            assert descriptors() > before
+        again.close()
+    assert descriptors() == before
+
+
+def test_a_repository_that_cannot_be_opened_leaves_nothing_behind(
+    repository: LocalRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No index can be made, neither there nor where temporary files go."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    repository.close()
+
+    def full(directory: str, *_: object, **__: object) -> None:
+        raise DiskFull(directory)
+
+    monkeypatch.setattr(lmdb_index, "attach", full)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(DiskFull):
+        open_local(repository.location)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not list((tmp_path / "tmp").iterdir())
