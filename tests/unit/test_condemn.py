@@ -49,7 +49,7 @@ class Shared:
         if name not in self.machines:
             here = open_local(str(self.path / "repo"))
             index = LmdbIndex.open(str(self.path / f"index of {name}"), ballast_bytes=0)
-            here.close()
+            here.ports.index.close()
             own = self.path / f"locks of {name}"
             own.mkdir()
             real_ns = here.ports.now_ns
