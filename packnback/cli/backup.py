@@ -83,7 +83,7 @@ def backup(
         )
         for path in paths or () if stream is None else ():
             if os.path.islink(path.rstrip("/")):
-                context.reporter.note(f"{path} is a symbolic link: the link is stored, not what it leads to")
+                context.reporter.complain(f"{path} is a symbolic link: the link is stored, not what it leads to")
         key = context.put_key()
         repository = stack.enter_context(context.repository("put", wait_s=wait))
         result = save(repository, key, options, context.watch)

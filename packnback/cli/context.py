@@ -50,8 +50,8 @@ class Context(Struct):
     output: Output = field(default_factory=Output)
     reporter: Reporter = field(default_factory=Notes)
     watch: Watch = field(default_factory=Watch)
-    when_interrupted: str = "nothing that was stored before is lost; run it again"
-    """What to do after Ctrl-C."""
+    when_stopped: str | None = None
+    """What to do when the command is stopped from now on, by Ctrl-C, a full disk, a connection that breaks."""
 
     def begin(self) -> None:
         """Put the options into effect, once all of them are known."""

@@ -62,6 +62,8 @@ def put(
 ) -> None:
     """Make the key of one machine, which adds backups and opens nothing. The same arguments, the same key."""
     context = current(ctx)
+    if "@" in client:
+        raise UsageError(f"--client {client}: no @ in a name: `serve --client NAME@EPOCH` puts one before the epoch")
     key = context.owner_key(owner, "make put keys").put_key(client, epoch, group)
     _write(context, file, key, protect, new_passphrase_file)
 

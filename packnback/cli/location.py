@@ -53,6 +53,11 @@ def parse(text: str) -> Location:
     if not text:
         raise UsageError("the repository's location is empty")
     if not text.startswith("ssh:"):
+        if ":" in text.partition("/")[0] and not os.path.isdir(text):
+            raise UsageError(
+                f"{text!r} is no directory, and a repository on another machine is written ssh://[user@]host[:port]/path"
+                f" (for a new directory of that name: ./{text})"
+            )
         return Directory(os.path.abspath(os.path.expanduser(text)))
     match = _SSH.fullmatch(text)
     if match is None:

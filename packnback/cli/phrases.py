@@ -45,8 +45,10 @@ def _for(cls: type[PacknbackError]) -> Callable[[Writer], Writer]:
 @_for(errors.NotARepository)
 def _(e: errors.NotARepository) -> Words:
     if e.path.startswith("ssh://"):
-        return Words(f"there is no repository at {e.path}", "check the path, or log in there to make one")
-    return Words(f"there is no repository at {e.path}", f"check the path, or make one: packnback -r {e.path} init")
+        hint = "check the path; if authorized_keys there forces a command, it is the path in that one that counts"
+        return Words(f"there is no repository at {e.path}", hint)
+    hint = f"is its disk mounted, and the path right? To make a new one: packnback -r {e.path} init"
+    return Words(f"there is no repository at {e.path}", hint)
 
 
 @_for(errors.AlreadyExists)
@@ -182,7 +184,8 @@ def _(e: errors.ChainAlarm) -> Words:
     message = _ALARMS.get(e.state, "the repository's chain of {client} is not as remembered ({found}, {known})")
     return Words(
         message.format(client=e.client, found=e.found_sequence, known=e.known_sequence),
-        "no snapshot was made. Find out why (a restored disk, a cloned machine, a stolen key?);"
+        "no snapshot was made. Find out why (a restored disk, a cloned machine, another user or HOME on this one,"
+        " a stolen key?);"
         " to go on: packnback accept-rollback --reason TEXT",
     )
 

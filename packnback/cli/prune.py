@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,7 +74,8 @@ def forget(
     rows = [_verdict_row(info, verdict) for info, verdict in judged]
     if context.output.json:
         context.output.document(rows)
-    _tell_verdicts(context, judged, dry_run=dry_run)
+    undo = None if dry_run else "Undo it with `packnback recover`; `packnback compact` gives back space after a week."
+    _tell_verdicts(context, judged, dry_run=dry_run, undo=undo)
 
 
 @app.command("recover", cls=Command, short_help="Take `forget` back.")
@@ -141,13 +142,27 @@ def prune(
             judged = _by_policy(context, repository, policy, client, tag)
             _carry_out(repository, judged, dry_run=dry_run, force=force)
             names = {info.name: info.id.hex() for info in repository.snapshots()}
+        _say_what_stands(context, judged, dry_run=dry_run)
         done = maintenance(repository).compact(options)
     if context.output.json:
         verdicts = [_verdict_row(info, verdict) for info, verdict in judged]
         context.output.document({"forget": verdicts, "compact": _compacted(done, names)})
-    _tell_verdicts(context, judged, dry_run=dry_run)
+    undo = None if dry_run else f"`packnback recover` takes it back, for {grace} after it was forgotten."
+    _tell_verdicts(context, judged, dry_run=dry_run, undo=undo, released=set(done.released))
     _tell_compacted(context, done, dry_run=dry_run)
     return words.DAMAGED if done.rotten else words.DONE
+
+
+def _say_what_stands(
+    context: Context, judged: Iterable[tuple[SnapshotInfo, Verdict]], *, dry_run: bool
+) -> None:
+    """Should compaction not come to its end, or not begin: what was forgotten before is forgotten."""
+    forgotten = sum(not verdict.keep for _, verdict in judged)
+    if forgotten and not dry_run:
+        context.when_stopped = (
+            f"{counted(forgotten, 'snapshot')} had been forgotten by then (`packnback recover` takes that back);"
+            " run it again to have their space back"
+        )
 
 
 # --- deciding --------------------------------------------------------------------------------------------
@@ -191,8 +206,12 @@ def _by_policy(
 ) -> list[tuple[SnapshotInfo, Verdict]]:
     from packnback.gc.forget import judge
 
+    infos = repository.snapshots()
+    clients = sorted({info.client for info in infos})
+    if client is not None and clients and client not in clients:  # a slip in a cron job would prune nothing, for ever
+        raise UsageError(f"there are no snapshots of {client}; there are some of: {', '.join(clients)}")
     chosen = _filter(context, repository, client, tags)
-    infos = [info for info in repository.snapshots() if chosen(info)]
+    infos = [info for info in infos if chosen(info)]
     return judge(infos, policy, maintenance(repository).clock(force=True))
 
 
@@ -231,15 +250,23 @@ def _verdict_row(info: SnapshotInfo, verdict: Verdict) -> dict[str, Any]:
     return {"id": info.id.hex(), "client": info.client, "keep": verdict.keep, "reasons": verdict.reasons}
 
 
-def _tell_verdicts(context: Context, judged: Sequence[tuple[SnapshotInfo, Verdict]], *, dry_run: bool) -> None:
+def _tell_verdicts(
+    context: Context,
+    judged: Sequence[tuple[SnapshotInfo, Verdict]],
+    *,
+    dry_run: bool,
+    undo: str | None,
+    released: Container[str] = frozenset(),
+) -> None:
+    """What became of each snapshot, and, if there is something to be undone, how."""
     if not judged:
         context.output.remark("No snapshots.")
     goes = "would go" if dry_run else "forgotten"
     for info, verdict in judged:
         mark = "stays" if verdict.keep else goes
         context.output.line(f"{short(info.id)}  {info.client}  {mark}: {', '.join(verdict.reasons)}")
-    if not dry_run and any(not verdict.keep for _, verdict in judged):
-        context.output.remark("Undo it with `packnback recover`; `packnback compact` gives back space after a week.")
+    if undo and any(not verdict.keep and info.name not in released for info, verdict in judged):
+        context.output.remark(undo)
 
 
 def _compacted(done: Compacted, names: dict[str, str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from packnback.cli.location import Directory, Ssh, maintenance
 from packnback.cli.look import open_all
 from packnback.cli.options import Command, family
 from packnback.cli.quantities import counted, parse_percent, shown_size
-from packnback.errors import AlreadyExists, FormatDamage, KeyCannot, UsageError
+from packnback.errors import AlreadyExists, FormatDamage, KeyCannot, StorageFailed, UsageError
 
 if TYPE_CHECKING:
     from packnback.crypto.bundle import OwnerBundle
@@ -132,8 +132,11 @@ def check(
     context = current(ctx)
     if bad and not repair:
         raise UsageError("--bad goes with --repair")
+    percent = parse_percent(sample)
+    if percent != 100 and not read_data:
+        raise UsageError("--sample goes with --read-data: without it, no data are read at all")
     bad_ids = _read_ids(bad) if bad else []
-    options = CheckOptions(read_data, parse_percent(sample), repair, bad_ids, wait)
+    options = CheckOptions(read_data, percent, repair, bad_ids, wait)
     verbs = ("check", "compact") if repair else ("check",)
     location = context.location()
     mended = None
@@ -186,7 +189,7 @@ def _finding(finding: Finding, names: dict[str, str]) -> dict[str, Any]:
         "kind": finding.kind,
         "what": finding.what,
         "why": finding.why,
-        "affects": [names.get(name, name) for name in finding.affects],
+        "affects": [names[name] for name in finding.affects if name in names],
     }
 
 
@@ -231,19 +234,23 @@ def _tell_findings(context: Context, findings: Iterable[dict[str, Any]]) -> None
 
 def _read_ids(path: str) -> list[bytes]:
     """The ids in a file that ``verify --bad`` wrote: 64 hexadecimal digits first on each line."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.readlines()
+    except OSError as error:
+        raise StorageFailed("read", path, os.strerror(error.errno or 0)) from error
     ids = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            found = line.split()
-            if not found or found[0].startswith("#"):
-                continue
-            try:
-                object_id = bytes.fromhex(found[0])
-            except ValueError:
-                object_id = b""
-            if len(object_id) != 32:
-                raise FormatDamage("list of bad objects", "not an id", f"{path}, line {number}")
-            ids.append(object_id)
+    for number, line in enumerate(lines, 1):
+        found = line.split()
+        if not found or found[0].startswith("#"):
+            continue
+        try:
+            object_id = bytes.fromhex(found[0])
+        except ValueError:
+            object_id = b""
+        if len(object_id) != 32:
+            raise FormatDamage("list of bad objects", "not an id", f"{path}, line {number}")
+        ids.append(object_id)
     return ids
 
 

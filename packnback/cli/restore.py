@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -13,7 +15,7 @@ from packnback.cli.look import SnapshotWord, naming, open_word, path_of, reading
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
 from packnback.cli.quantities import counted, rfc3339, shown_duration, shown_size
-from packnback.errors import UsageError
+from packnback.errors import StorageFailed, UsageError
 from packnback.ids import short
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def restore(
     with reading(context, contents=True, action="restore") as reader:
         opened = open_word(reader, snapshot)
         whole = unbroken(context, reader.repository)
-        context.when_interrupted = _AGAIN
+        context.when_stopped = _AGAIN
         with naming(opened):
             result = carry_out(reader, opened, to, options, context.watch)
     seconds = time.monotonic() - started
@@ -136,7 +138,9 @@ def verify(
     from packnback.restore.verify import verify as carry_out
 
     context = current(ctx)
-    with reading(context, contents=True, action="verify") as reader:
+    with ExitStack() as stack:
+        reader = stack.enter_context(reading(context, contents=True, action="verify"))
+        file = stack.enter_context(_create(bad)) if bad is not None else None
         infos = reader.repository.snapshots()
         if snapshots:
             chosen = list({i.name: i for i in (resolve(word, infos) for word in snapshots)}.values())
@@ -144,12 +148,19 @@ def verify(
             chosen = [info for info in infos if info.forgotten_ns is None]
         whole = unbroken(context, reader.repository)
         result = carry_out(reader, chosen, context.watch)
-    context.reporter.close()
-    if bad is not None:
-        with open(bad, "w", encoding="ascii") as file:
+        if file is not None:
             file.writelines(f"{object_id.hex()}\n" for object_id in sorted(result.bad))
+    context.reporter.close()
     _tell_verified(context, result)
     return words.DAMAGED if result.damaged or not whole else words.DONE
+
+
+def _create(path: str) -> TextIO:
+    """A file for ids. It is opened before hours of reading, not after them. Raises StorageFailed."""
+    try:
+        return open(path, "w", encoding="ascii")
+    except OSError as error:
+        raise StorageFailed("write", path, os.strerror(error.errno or 0)) from error
 
 
 def _tell_verified(context: Context, result: VerifyResult) -> None:

@@ -16,10 +16,14 @@ from packnback.cli.interrupt import Interrupts
 from packnback.cli.options import LazyGroup
 from packnback.cli.output import Output, OutputClosed, OutputFailed, discard_stdout, escaped
 from packnback.cli.phrases import Words
-from packnback.errors import PacknbackError
+from packnback.errors import DiskFull, Locked, PacknbackError, RemoteFailed, StorageFailed
 
 DEBUG_VARIABLE = "PACKNBACK_DEBUG"
 _ABOUT = "Deduplicating, encrypted backups whose clients can only write."
+
+_NOTHING_LOST = "nothing that was stored before is lost; run it again"
+_STOPPERS = (DiskFull, StorageFailed, RemoteFailed, Locked)
+"""What ends a command in the middle that had begun well."""
 
 _FAMILIES = {
     "keys": ("key",),
@@ -81,7 +85,7 @@ def _outcome(arguments: Sequence[str], context: Context, interrupts: Interrupts)
         code = program().main(list(arguments), prog_name="packnback", standalone_mode=False, obj=context)
         return code if isinstance(code, int) else words.DONE
     except PacknbackError as error:
-        return tell(error, output)
+        return tell(error, context)
     except (OutputClosed, OutputFailed):
         raise
     except click.ClickException as error:
@@ -89,7 +93,7 @@ def _outcome(arguments: Sequence[str], context: Context, interrupts: Interrupts)
     except OSError as error:
         _show_traceback()
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        told = Words(where + (error.strerror or str(error)))
+        told = Words(where + (error.strerror or str(error)), context.when_stopped)
         return _tell("system-error", told, words.FAILED, output)
     except (KeyboardInterrupt, click.Abort):
         interrupts.obeyed()
@@ -109,17 +113,22 @@ def _show_traceback() -> None:
         traceback.print_exc()
 
 
-def tell(error: PacknbackError, output: Output) -> int:
-    """Say what went wrong, as JSON or to a person; the exit code."""
-    if output.json:
-        output.document(words.as_json(error))
+def tell(error: PacknbackError, context: Context) -> int:
+    """Say what went wrong, as JSON or to a person; the exit code.
+
+    What a command has said about being stopped half-way is a better hint than any that goes by the error alone.
+    """
+    hint = context.when_stopped if isinstance(error, _STOPPERS) else None
+    if context.output.json:
+        context.output.document(words.as_json(error, hint))
         return words.exit_code(error)
-    return _complain(words.words(error), words.exit_code(error))
+    told = words.words(error)
+    return _complain(Words(told.message, hint or told.hint), words.exit_code(error))
 
 
 def tell_interrupted(context: Context) -> int:
     """Say that somebody asked us to stop; the exit code."""
-    told = Words("interrupted", context.when_interrupted)
+    told = Words("interrupted", context.when_stopped or _NOTHING_LOST)
     return _tell("interrupted", told, words.INTERRUPTED, context.output)
 
 

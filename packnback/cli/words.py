@@ -54,12 +54,12 @@ def reason(error: PacknbackError) -> str:
     return words(error).message
 
 
-def as_json(error: PacknbackError) -> dict[str, Any]:
-    """``{"error": {"kind", "message", "hint"?, …facts}}``."""
+def as_json(error: PacknbackError, hint: str | None = None) -> dict[str, Any]:
+    """``{"error": {"kind", "message", "hint"?, …facts}}``; `hint` is a better one than the error's own."""
     told = words(error)
     document: dict[str, Any] = {"kind": kind(error), "message": told.message}
-    if told.hint is not None:
-        document["hint"] = told.hint
+    if hint or told.hint:
+        document["hint"] = hint or told.hint
     for name, value in error.facts().items():
         document.setdefault(name, _plain(value))
     return {"error": document}

@@ -39,12 +39,15 @@ def test_usage(program: Program) -> None:
         ["restore", "latest", "", "--to", "x"], ["restore", "latest", "--to", ""],
         ["-r", "", "list"], ["list", "-r", ""], ["-r", "", "prune", "--keep-last", "1"], ["-k", "", "list"],
         ["forget"], ["forget", "--client", "web1"], ["prune"],
-        ["serve", "x", "--allow", "everything"],
+        ["serve", "x", "--allow", "everything"], ["check", "--sample", "10"],
+        ["key", "put", "x.key", "--client", "x@2"],
+        *(["-r", place, "init"] for place in ("me@nas:/srv/repo", "nas:repo", "sftp://nas/x", "file:///srv/x")),
     ):  # fmt: skip
         program(*arguments, code=2)
     assert kind(program("backup", "--json", code=2)) == "usage-error"
     assert kind(program("no-such-command", "--json", code=2)) == "usage-error"
     assert "Did you mean 'backup'?" in program("bakup", code=2).err
+    assert not (program.home / "nas:repo").exists()
     assert "--allow takes" in program("serve", "x", "--allow", "everything", code=2).err
 
 

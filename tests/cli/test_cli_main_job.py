@@ -215,7 +215,7 @@ def test_paths_that_are_not_there(program: Program, source: Path) -> None:
 
 def test_a_path_that_is_a_link_is_told(program: Program, source: Path) -> None:
     for argument in (f"{source}/link", f"{source}/link/"):
-        done = program("backup", argument, "--json")
+        done = program("-q", "backup", argument, "--json")
         assert "is a symbolic link: the link is stored" in done.err
         assert (done.json["files"], done.json["errors"]) == (0, [])
     assert program("backup", source, "--json").err == ""

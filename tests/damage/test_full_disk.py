@@ -144,6 +144,26 @@ def test_no_room_for_an_index(disk: Path, tmp_path: Path, room: int) -> None:
     assert program("-r", repo, "--json", "check", "--read-data").json["damage"] == []
 
 
+def test_a_restore_that_did_not_fit_is_told_how_to_go_on(disk: Path, tmp_path: Path) -> None:
+    """Run again as it was, it would leave every directory as it made it: its owner root, its mode 0700."""
+    program = Program(tmp_path / "home")
+    repo, tree = tmp_path / "repo", tmp_path / "tree"
+    program("-r", repo, "init")
+    for name in ("one", "two", "three"):
+        tree_of(tree, name, 5 * MIB)
+        os.chmod(tree / name, 0o751)
+    program("-r", repo, "backup", tree)
+    filler = fill(disk, leave=8 * MIB)
+    stopped = program("-r", repo, "--json", "restore", "latest", "--to", disk / "out", code=1).json["error"]
+    assert stopped["kind"] in ("disk-full", "storage-failed", "system-error")
+    assert "--overwrite changed" in stopped["hint"]
+    filler.unlink()
+    program("-r", repo, "restore", "latest", "--to", disk / "out", "--overwrite", "changed")
+    restored = disk / "out" / str(tree).lstrip("/")
+    assert contents(restored) == contents(tree)
+    assert {(restored / name).stat().st_mode & 0o777 for name in ("one", "two", "three")} == {0o751}
+
+
 @pytest.mark.parametrize("limit", [4 * KIB, 1 * MIB])
 def test_a_limit_on_the_size_of_files(tmp_path: Path, limit: int) -> None:
     """RLIMIT_FSIZE: what quotas and old file systems do."""
