@@ -36,7 +36,8 @@ DAMAGED = b".damaged"
 SALVAGES_MAX = 100
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS))
+NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS))
+"""A file cannot have two names, or no more of them, on this file system."""
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
@@ -139,10 +140,12 @@ class FileWriter:
         if task.problem is None and task.flaw is not None:
             task.problem, task.cause = str(task.flaw), task.flaw
         try:
-            if task.problem is None:
+            if task.problem is None or (task.kind == Trouble.DAMAGE and task.temporary):
                 fd = self._descriptor(task)
-                if not self._content_holds(task, fd):
-                    task.problem = "its content is not what was backed up"
+                # Not before its data: a power cut would leave a file of the right size, with nothing in it.
+                os.ftruncate(fd, task.entry.size)
+            if task.problem is None and not self._content_holds(task, fd):
+                task.problem = "its content is not what was backed up"
             if task.problem is None:
                 self._attributes(fd, self._target.folder(task.folder), task)
                 self._close(task)
@@ -242,7 +245,6 @@ class FileWriter:
             task.temporary = TEMPORARY + os.urandom(8).hex().encode()
             self._unfinished[task] = None
             task.fd = os.open(task.temporary, _CREATE, 0o600, dir_fd=folder.fd)
-            os.ftruncate(task.fd, task.entry.size)
         self._open[task] = None
         if len(self._open) > OPEN_FILES_LIMIT:
             self._close(next(iter(self._open)))
@@ -285,7 +287,7 @@ def give_name(folder: int, temporary: bytes, name: bytes, *, replace: bool) -> N
     try:
         os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
         if _stands(folder, name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None

@@ -72,6 +72,23 @@ def restore(
             raise errors.DiskFull(os.path.join(os.fsdecode(to), full.path)) from full
 
 
+class _Primary(Struct):
+    """The first name of a file with several."""
+
+    facts: bytes
+    check: bytes
+    """Of its content; empty where there is none."""
+    extents: bytes
+    path: bytes
+    written: bool = False
+    """Whether it is written anew, now or soon: other names that stand there are names of what it was before."""
+
+    def is_of(self, other: _Primary) -> bool:
+        """Whether another name is recorded with the same properties and the same content."""
+        same_content = self.check == other.check if self.check and other.check else self.extents == other.extents
+        return self.facts == other.facts and same_content
+
+
 class _Selected(Struct, frozen=True):
     path: bytes
     lineage: list[tuple[bytes, Entry]]
@@ -119,7 +136,7 @@ class _Restorer:
             self._writer = WindowWriter(target, files, self._closer, listing.reader, check, watch.progress)
         self._directories = Directories(target, options, self._result)
         self._window = Window()
-        self._primaries: dict[bytes, tuple[bytes, bytes]] = {}
+        self._primaries: dict[bytes, _Primary] = {}
 
     def run(self, selection: Sequence[_Selected]) -> RestoreResult:
         total = self._listing.totals() if selection[0].path == b"" else None
@@ -193,7 +210,7 @@ class _Restorer:
             return None
         if self._options.overwrite == Overwrite.CHANGED and _agrees(found, entry):
             primary = self._primary_of(path, entry)
-            if primary is not None and not self._is_name_of(primary, found):
+            if primary is not None and (primary.written or not self._is_name_of(primary.path, found)):
                 return True
             if primary is None and self._writer is not None and not self._writer.put_right(frame.path, entry):
                 return True
@@ -212,9 +229,11 @@ class _Restorer:
             self._result.bytes_restored += entry.size
             return
         task = FileTask(folder, entry, replace, entry.size)
-        if entry.link_key and (primary := self._primary_of(task.path, entry)) is not None:
-            self._window.links.append(Link(folder, entry.name, replace, primary))
-            return
+        if entry.link_key:
+            if (primary := self._primary_of(task.path, entry)) is not None:
+                self._window.links.append(Link(folder, entry, replace, primary.path))
+                return
+            self._note_written(task.path, entry)
         self._window.tasks.append(task)
         extents = entry.extents
         if len(extents) == 1 and extents[0].id is not None:
@@ -228,13 +247,13 @@ class _Restorer:
     def _special(self, target: Target, folder: bytes, entry: Entry, replace: bool) -> None:
         path = join(folder, entry.name)
         if (primary := self._primary_of(path, entry)) is not None:
-            self._window.links.append(Link(folder, entry.name, replace, primary))
+            self._window.links.append(Link(folder, entry, replace, primary.path))
             return
         made = False
         try:
             made = make_special(target, folder, entry, self._ownership, self._result, replace=replace)
         finally:
-            if not made and entry.link_key and self._primaries[entry.link_key][1] == path:
+            if not made and entry.link_key and self._primaries[entry.link_key].path == path:
                 # There is nothing to link to: the next name will be made by itself.
                 del self._primaries[entry.link_key]
 
@@ -254,18 +273,24 @@ class _Restorer:
             task.flaw = problem
             task.absent += task.entry.size - at
 
-    def _primary_of(self, path: bytes, entry: Entry) -> bytes | None:
+    def _note_written(self, path: bytes, entry: Entry) -> None:
+        primary = self._primaries[entry.link_key]
+        if primary.path == path:
+            primary.written = True
+
+    def _primary_of(self, path: bytes, entry: Entry) -> _Primary | None:
         """The first name of the same hard-linked file (symlink, fifo, device), or None if `path` is it.
 
         Names are linked only if all that is recorded of what they name agrees, whatever their keys say.
         """
         if not entry.link_key:
             return None
+        kind = (entry.type, entry.size, entry.target, entry.rdev)
+        rights = (entry.mode, entry.uid, entry.gid, entry.mtime_ns, sorted(entry.xattrs.items()))
         extents = [(e.id, e.offset, e.length) for e in entry.extents]
-        content = repr((entry.type, entry.size, extents, list(entry.far), entry.target, entry.rdev))
-        fingerprint = blake3(content.encode()).digest(16)
-        known, primary = self._primaries.setdefault(entry.link_key, (fingerprint, path))
-        return primary if known == fingerprint and primary != path else None
+        this = _Primary(_digest((kind, rights)), entry.check, _digest((extents, list(entry.far))), path)
+        primary = self._primaries.setdefault(entry.link_key, this)
+        return primary if primary.path != path and primary.is_of(this) else None
 
     def _flush(self) -> None:
         """Carry the window out, and close the directories that were left."""
@@ -277,6 +302,10 @@ class _Restorer:
             self._writer.carry_out(window)
         else:
             self._closer.close(window.closing)
+
+
+def _digest(value: object) -> bytes:
+    return blake3(repr(value).encode()).digest(16)
 
 
 def _agrees(found: os.stat_result, entry: Entry) -> bool:

@@ -9,14 +9,18 @@ of the interpreter: a second thread that wants it as often costs more in hand-ov
 
 from __future__ import annotations
 
+import errno
+import os
+
 from msgspec import Struct, field
 
 from packnback import errors
 from packnback.events import Progress
-from packnback.format.entry import Entry
+from packnback.format.entry import FILE, Entry
+from packnback.ids import MIB
 from packnback.restore.closing import Closer
 from packnback.restore.directories import Frame
-from packnback.restore.files import FileTask, FileWriter, report_failure
+from packnback.restore.files import NO_LINKS, FileTask, FileWriter, report_failure
 from packnback.restore.locate import ContentCheck, Delivery, Plan, deliver
 from packnback.restore.look import join
 from packnback.restore.objects import ObjectReader
@@ -28,11 +32,15 @@ WINDOW_LIMIT = 1 << 15
 """Files, links or finished directories in one window."""
 
 
+_NO_LINKS_HERE = NO_LINKS | {errno.EXDEV}
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
 class Link(Struct, frozen=True):
     """A further name of a file that is restored in this window, or was in an earlier one."""
 
     folder: bytes
-    name: bytes
+    entry: Entry
     replace: bool
     primary: bytes
 
@@ -117,9 +125,41 @@ class WindowWriter:
         try:
             if link.primary in self._files.failed:
                 raise FileNotFoundError
-            make_link(self._target, link.primary, link.folder, link.name, self._result, replace=link.replace)
+            make_link(self._target, link.primary, link.folder, link.entry.name, self._result, replace=link.replace)
         except FileNotFoundError:
             reason = f"/{link.primary.decode(errors='replace')}, of which it is another name, was not restored"
-            self._result.add(join(link.folder, link.name), reason, Trouble.FAILED)
+            self._result.add(join(link.folder, link.entry.name), reason, Trouble.FAILED)
         except (OSError, errors.Refused) as error:
-            report_failure(self._result, join(link.folder, link.name), error)
+            if isinstance(error, OSError) and error.errno in _NO_LINKS_HERE and link.entry.type == FILE:
+                self._copy(link, error)
+            else:
+                report_failure(self._result, join(link.folder, link.entry.name), error)
+
+    def _copy(self, link: Link, why: OSError) -> None:
+        """Where one file cannot have both names, each has a file of its own."""
+        files, size = self._files, link.entry.size
+        task = FileTask(link.folder, link.entry, link.replace, size, planned=True)
+        folder, _, name = link.primary.rpartition(b"/")
+        try:
+            fd = os.open(name, _READ, dir_fd=self._target.folder(folder).fd)
+        except (OSError, errors.Refused) as error:
+            report_failure(self._result, task.path, error)
+            return
+        with open(fd, "rb", buffering=0) as source:
+            at = 0
+            while at < size and (piece := source.read(min(MIB, size - at))):
+                if piece.count(0) == len(piece):
+                    task.absent += len(piece)
+                else:
+                    files.write(task, at, piece)
+                at += len(piece)
+        if at < size:
+            files.lose(task, size - at, errors.Refused("the file was exchanged while it was copied"))
+        if size:
+            files.settle(task)
+        else:
+            files.whole(task, b"", right=True)
+        if task.problem is None:
+            other = link.primary.decode(errors="replace")
+            reason = f"a file of its own, and no other name of /{other}: {why.strerror}"
+            self._result.add(task.path, reason, Trouble.NOTE)

@@ -201,6 +201,75 @@ def test_hard_links(client: Client, to: Path) -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
+def test_hard_links_stay_together_when_their_rights_changed(client: Client, to: Path, pieces: int) -> None:
+    names = [client.file(name, b"the same words", pieces=pieces, link_key=b"key", **OWN) for name in (b"1", b"2", b"3")]
+    bring_back(client, {b"": names}, to)
+    for entry in names:
+        entry.mode = 0o400
+    result = bring_back(client, {b"": names}, to, overwrite=Overwrite.CHANGED)
+    assert not result.problems
+    found = [(to / name).stat() for name in "123"]
+    assert len({status.st_ino for status in found}) == 1
+    assert found[0].st_mode & 0o777 == 0o400
+    assert bring_back(client, {b"": names}, to, overwrite=Overwrite.CHANGED).unchanged == 3
+
+
+def test_a_size_is_not_set_before_the_data(client: Client, to: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut leaves zeros that have the size and the time of what was to come."""
+    real, sizes = os.ftruncate, []
+
+    def ftruncate(fd: int, length: int) -> None:
+        sizes.append((os.fstat(fd).st_size, length))
+        real(fd, length)
+
+    monkeypatch.setattr(os, "ftruncate", ftruncate)
+    bring_back(client, {b"": [client.file(b"f", b"x" * 3000, pieces=3, **OWN)]}, to)
+    assert sizes == [(3000, 3000)]
+
+
+def test_names_whose_content_was_stored_twice_are_linked(client: Client, to: Path) -> None:
+    """As happens when one of them was known from an earlier backup; what is recorded of the content tells."""
+    one = client.file(b"1", b"the same words", link_key=b"key", **OWN)
+    two = client.file(b"2", b"the same words", pieces=2, link_key=b"key", **OWN)
+    assert not bring_back(client, {b"": [one, two]}, to).problems
+    assert (to / "1").stat().st_ino == (to / "2").stat().st_ino
+
+
+@pytest.mark.parametrize("differs", [{"mode": 0o600}, {"mtime_ns": 1}, {"xattrs": {b"user.x": b"1"}}])
+def test_names_of_which_something_else_is_recorded_are_no_links(
+    client: Client, to: Path, differs: dict[str, object]
+) -> None:
+    """Keys come from inode numbers, which some file systems give to another file after each mount."""
+    one = client.file(b"1", b"content", link_key=b"key", **OWN)
+    two = replace(client.file(b"2", b"content", link_key=b"key", **OWN), **differs)
+    bring_back(client, {b"": [one, two]}, to)
+    assert (to / "1").stat().st_nlink == (to / "2").stat().st_nlink == 1
+    assert (to / "1").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("content", [b"", b"words", b"\0" * (3 << 20) + b"end", b"x" * (2 << 20) + b"\0" * (1 << 20)])
+def test_where_links_cannot_be_made_each_name_has_a_file(
+    client: Client, to: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [client.file(name, content, pieces=3, link_key=b"key", **OWN) for name in (b"1", b"2")]
+    to.mkdir()
+    (to / "2").write_text("in the way")
+    real = os.link
+
+    def link(source: bytes, target: bytes, **rest: int) -> None:
+        if source == b"1":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(source, target, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "link", link)
+    result = bring_back(client, {b"": names}, to, overwrite=Overwrite.ALWAYS)
+    assert told(result) == {b"2": Trouble.NOTE}
+    assert (to / "1").read_bytes() == (to / "2").read_bytes() == content
+    assert (to / "2").stat().st_mtime_ns == names[1].mtime_ns
+    assert sorted(os.listdir(to)) == ["1", "2"]
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
 def test_what_stands_in_the_place_of_a_lost_file_does_not_get_its_other_names(
     client: Client, to: Path, pieces: int
 ) -> None:
