@@ -37,7 +37,7 @@ from packnback.crypto.keys import PutKey
 from packnback.format.listing import Totals, path_key
 from packnback.ids import ID_LEN
 
-LAYOUT = 2
+LAYOUT = 3
 """To be changed with anything that is written here: rows of another layout are then not there."""
 SIGNATURE_LEN = 16
 STAMP_LEN = 16
@@ -62,8 +62,6 @@ class PartRow(Struct):
 
     signature: bytes
     """Of the children; empty if the part must not be taken over as a whole."""
-    links_device: int
-    """The device of its files with several names, as their link keys derive from it; 0 if there are none."""
     directories: int
     users: Sequence[int]
     groups: Sequence[int]
@@ -72,10 +70,6 @@ class PartRow(Struct):
     """STAMP_LEN bytes for each regular file, in order."""
     uses: dict[bytes, int]
     """Bytes of small files, by the bundle that they lie in."""
-
-    def is_of(self, signature: bytes, device: int) -> bool:
-        """Whether a part with this signature, on this device, can be taken over as a whole."""
-        return self.signature == signature and self.links_device in (0, device)
 
 
 class ContentRow(NamedTuple):
@@ -138,7 +132,6 @@ class Rows:
         body = cbor2.dumps(
             [
                 row.signature,
-                row.links_device,
                 row.directories,
                 row.users,
                 row.groups,
@@ -155,10 +148,9 @@ class Rows:
         body = self.open(ROWS, key, value)
         if body is None:
             return None
-        signature, device, directories, users, groups, blocks, stamps, ids, used = cbor2.loads(body)
+        signature, directories, users, groups, blocks, stamps, ids, used = cbor2.loads(body)
         return PartRow(
             signature,
-            device,
             directories,
             users,
             groups,

@@ -83,6 +83,30 @@ class SmallContent:
         entry.check = self.check
 
 
+class TakenOver:
+    """A content that an earlier run stored, as `entry` describes it."""
+
+    submitted = True
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+
+    @property
+    def weight(self) -> int:
+        """Extents in the entry."""
+        return max(1, len(self._entry.extents) + len(self._entry.far))
+
+    def settle(self) -> bool:
+        """Everything is known."""
+        return True
+
+    def describe(self, entry: Entry) -> None:
+        """Set size, extents and check."""
+        known = self._entry
+        entry.size, entry.check = known.size, known.check
+        entry.extents, entry.far, entry.far_depth = known.extents, known.far, known.far_depth
+
+
 class LargeContent:
     """A file of many extents, added in order of their place in the file; holes among them."""
 

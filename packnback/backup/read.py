@@ -24,12 +24,12 @@ from msgspec import Struct
 from packnback.backup.attributes import AttributeReader
 from packnback.backup.bundle import Bundler
 from packnback.backup.cut import FILE_MIN
-from packnback.backup.extents import Content, SmallContent
+from packnback.backup.extents import Content, SmallContent, TakenOver
 from packnback.backup.large import LargeFiles
 from packnback.backup.roots import Report
 from packnback.backup.runs import FileRuns
 from packnback.events import Watch
-from packnback.format.entry import NO_XATTRS
+from packnback.format.entry import NO_XATTRS, Entry
 from packnback.store import mounts
 
 LINKS_LIMIT = 1 << 16
@@ -116,6 +116,21 @@ class FileReader:
         self._watch.progress.advance(count)
         return self._bundler.add_read(content), xattrs, whole
 
+    def take_over(self, status: os.stat_result, known: Entry) -> Entry | None:
+        """What to take over of a file with several names, of which this one is `known` from an earlier run.
+
+        All names get the content that the first one gets: else they would come back as different files. None when
+        that one was read anew.
+        """
+        first = self._links.get((status.st_dev, status.st_ino))
+        if first is None or _stamp(first.status) != _stamp(status):
+            self._remember(StoredFile(status, TakenOver(known) if known.size else None, known.xattrs, steady=True))
+        elif isinstance(first.content, TakenOver):
+            first.content.describe(known)
+        elif first.content is not None:
+            return None
+        return known
+
     def store(self, directory: int, name: bytes, path: bytes, status: os.stat_result) -> StoredFile | None:
         """Store the content of the regular file `name` in the open `directory`, of which lstat said `status`.
 
@@ -173,9 +188,8 @@ class FileReader:
         xattrs, whole = self._attributes.read(fd, path, before.st_dev)
         content: Content | None
         again = False
-        if before.st_size == 0 and not self._tells_sizes.get(before.st_dev, True):
-            content = self.store_unsized(path, lambda view: os.readv(fd, [view]))
-            again = content is not None
+        if before.st_size == 0 and not self._tells(fd, before.st_dev):
+            content, again = self.store_unsized(path, lambda view: os.readv(fd, [view])), True
         elif before.st_size < FILE_MIN:
             content = self._small(fd, before.st_size)
         else:
@@ -211,13 +225,17 @@ class FileReader:
 
     def _is_empty(self, directory: int, status: os.stat_result) -> bool:
         """Whether a file of size 0 surely has no content."""
-        found = self._tells_sizes.get(status.st_dev)
+        device = status.st_dev
+        if device not in self._tells_sizes and os.fstat(directory).st_dev != device:
+            return False  # mounted by itself: it is opened, to see where it lies
+        return self._tells(directory, device)
+
+    def _tells(self, fd: int, device: int) -> bool:
+        """Whether sizes can be believed on the file system that something open lies on."""
+        found = self._tells_sizes.get(device)
         if found is None:
-            try:
-                kind = mounts.filesystem_type(f"/proc/self/fd/{directory}")
-            except OSError:  # a directory above the roots that may only be passed through
-                kind = None
-            found = self._tells_sizes[status.st_dev] = kind is None or mounts.tells_sizes(kind)
+            kind = mounts.filesystem_type_of(fd)
+            found = self._tells_sizes[device] = kind is not None and mounts.tells_sizes(kind)
         return found
 
     def _open(self, directory: int, name: bytes, status: os.stat_result) -> int:

@@ -125,7 +125,7 @@ class Remembered:
         first = part.children[0][0] if part.later and part.children else b""
         key = part_key(self._scope, part.path, first)
         known = self._ahead.find(key)
-        if known is not None and not known.missing and known.row.is_of(signature, part.device):
+        if known is not None and not known.missing and known.row.signature == signature:
             return _Unchanged(known.row)
         return _Changed(self, key, signature, part, file_system, now_ns, known)
 
@@ -281,11 +281,12 @@ class _Changed:
         self._entries: dict[bytes, tuple[Entry, bytes]] | None = None
         self._file_system = file_system
         # Only stamps are kept, not what lstat said: a part may wait for its contents for long.
-        self._stamps = file_system.settled(part.children, now_ns)
-        self._settled = len(self._stamps) == len(part.children)
+        self._stamps = file_system.settled(part.children, part.device, now_ns)
         statuses = list(map(_STATUS, part.children))
+        # Names of one file are looked at one by one: all of them have to get the same content, wherever they stand,
+        # and a key made of what is its inode number now.
         linked = any(s.st_nlink > 1 and s.st_mode & _TYPE != _DIRECTORY for s in statuses)
-        self._links_device = part.device if linked else 0
+        self._can_be_taken_over = len(self._stamps) == len(statuses) and not linked
         self._users = sorted(set(map(_USER, statuses)))
         self._groups = sorted(set(map(_GROUP, statuses)))
 
@@ -312,8 +313,7 @@ class _Changed:
         else:
             stamps = [self._stamps.get(e.name, NO_STAMP) for e in files]
         row = PartRow(
-            self._signature if whole and not doubtful and self._settled else b"",
-            self._links_device,
+            self._signature if whole and not doubtful and self._can_be_taken_over else b"",
             [entry.type for entry in entries].count(DIRECTORY),
             self._users,
             self._groups,

@@ -73,8 +73,14 @@ class FileSystem(NamedTuple):
     id: int = 0
     """64 bits; 0 where it would tell nothing."""
 
-    def settled(self, found: Iterable[tuple[bytes, os.stat_result]], now_ns: int) -> dict[bytes, bytes]:
-        """Stamps of those files that would show it if they were changed from `now_ns` on; by name."""
+    def settled(
+        self, found: Iterable[tuple[bytes, os.stat_result]], device: int, now_ns: int
+    ) -> dict[bytes, bytes]:
+        """Stamps of those files that would show it if they were changed from `now_ns` on; by name.
+
+        None of what lies on another device than this file system's: a file that is mounted by itself is judged by
+        nothing that is known here.
+        """
         now_ns = min(now_ns, self.synced_ns)
         slow_ns = now_ns - (_SECONDS_MARGIN_NS if self.local else _REMOTE_MARGIN_NS)
         fast_ns = now_ns - _COARSE_MARGIN_NS if self.fine else slow_ns
@@ -83,7 +89,8 @@ class FileSystem(NamedTuple):
             name: pack(ctime_ns, status.st_ino ^ own_id if stable else 1)
             for name, status in found
             # A ctime of whole seconds may be all that an ext4 with small inodes keeps.
-            if (ctime_ns := status.st_ctime_ns) < slow_ns or (ctime_ns < fast_ns and ctime_ns % _SECOND)
+            if ((ctime_ns := status.st_ctime_ns) < slow_ns or (ctime_ns < fast_ns and ctime_ns % _SECOND))
+            and status.st_dev == device
         }
 
 

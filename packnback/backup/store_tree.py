@@ -155,6 +155,8 @@ class TreeStore:
         for name, status in children:
             if status.st_mode & _TYPE_MASK == stat.S_IFREG:
                 known = visit.file(name, status) if some_known else None
+                if known is not None and status.st_nlink > 1:
+                    known = self._files.take_over(status, known)
                 if known is not None:
                     self._add_known(known, status, entries)
                 elif (

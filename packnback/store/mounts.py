@@ -56,14 +56,20 @@ def filesystem_type(path: str | os.PathLike[str]) -> str | None:
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # not O_PATH: it has to trigger automounts
     try:
+        return filesystem_type_of(fd)
+    finally:
+        os.close(fd)
+
+
+def filesystem_type_of(fd: int) -> str | None:
+    """The same for whatever is open as `fd`."""
+    try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
             mount_id = re.search(r"^mnt_id:\s*(\d+)$", info.read(), re.MULTILINE)
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
             return None if mount_id is None else _type_of(mounts.read(), mount_id[1])
     except FileNotFoundError:  # no /proc here
         return None
-    finally:
-        os.close(fd)
 
 
 def _type_of(mountinfo: str, mount_id: str) -> str | None:

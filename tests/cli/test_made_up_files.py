@@ -45,7 +45,7 @@ def made_up(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 
 def test_what_a_program_makes_up_is_read_to_its_end(program: Program, made_up: tuple[Path, Path]) -> None:
     contents, mounted = made_up
-    want = {"empty": b"", "short": b"a few words", "long": os.urandom(3 << 20)}
+    want = {"empty": b"", "short": b"a few words", "long": os.urandom(3 << 20), "later": b""}
     for name, content in want.items():
         (contents / name).write_bytes(content)
     (contents / "unreadable").touch()
@@ -54,12 +54,36 @@ def test_what_a_program_makes_up_is_read_to_its_end(program: Program, made_up: t
     assert told["bytes"] == sum(map(len, want.values()))
 
     # Nothing that can be seen tells whether it is still the same: it is read again each time.
-    want["short"] = b"other words"
-    (contents / "short").write_bytes(want["short"])
+    want |= {"short": b"other words", "later": b"not empty any more"}
+    for name in ("short", "later"):
+        (contents / name).write_bytes(want[name])
     program("backup", mounted, code=3)
     program("restore", "latest", "--to", program.home / "to")
     restored = program.home / "to" / str(mounted).lstrip("/")
     assert {path.name: path.read_bytes() for path in restored.iterdir()} == want
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+def test_one_that_is_mounted_by_itself_tells_nothing_of_its_directory(
+    program: Program, made_up: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As containers mount single files. Its directory lies on a file system of which sizes can be believed."""
+    contents, mounted = made_up
+    (contents / "doc").write_bytes(b"words")
+    tree = tmp_path / "a tree"
+    (tree / "above").mkdir(parents=True)
+    (tree / "above" / "bound").touch()
+    if subprocess.run(["mount", "--bind", mounted / "doc", tree / "above" / "bound"], check=False).returncode:
+        pytest.skip("no mounts here")
+    try:
+        program("backup", tree, mounted)
+        (contents / "doc").write_bytes(b"WORDS")
+        program("backup", tree, mounted)
+    finally:
+        subprocess.run(["umount", tree / "above" / "bound"], check=True)
+    program("restore", "latest", "--to", program.home / "both")
+    for path in (tree / "above" / "bound", mounted / "doc"):
+        assert (program.home / "both" / str(path).lstrip("/")).read_bytes() == b"WORDS"
 
 
 def test_what_the_kernel_makes_up_is_left_as_it_says(program: Program) -> None:

@@ -183,9 +183,9 @@ def test_a_change_within_the_tick_of_the_clock_is_not_missed(
     with monkeypatch.context() as patch:
 
         def young(
-            self: signature.FileSystem, children: list[tuple[bytes, os.stat_result]], now_ns: int
+            self: signature.FileSystem, children: list[tuple[bytes, os.stat_result]], device: int, now_ns: int
         ) -> dict[bytes, bytes]:
-            return settled(self, [child for child in children if child[0] != b"racy"], now_ns)
+            return settled(self, [child for child in children if child[0] != b"racy"], device, now_ns)
 
         patch.setattr(signature.FileSystem, "settled", young)
         client.save()
@@ -583,18 +583,20 @@ def test_contents_are_bounded(client: CachedClient, monkeypatch: pytest.MonkeyPa
 )
 def test_granularity_of_file_systems(file_system: signature.FileSystem, age_ns: int, settled: bool) -> None:
     now_ns = 1_700_000_000 * SECOND
-    status = SimpleNamespace(st_ctime_ns=now_ns - age_ns, st_ino=7)
-    found = file_system.settled([(b"file", status)], now_ns)  # type: ignore[list-item]
+    status = SimpleNamespace(st_ctime_ns=now_ns - age_ns, st_ino=7, st_dev=1)
+    found = file_system.settled([(b"file", status)], 1, now_ns)  # type: ignore[list-item]
     assert bool(found) == settled
+    elsewhere = file_system.settled([(b"file", status)], 2, now_ns)  # type: ignore[list-item]
+    assert not elsewhere, "of another device nothing is known"
 
 
 def test_images_that_were_made_alike_are_told_apart_by_their_ids() -> None:
     """The same inodes, sizes and times, mounted in one place one after the other."""
     one, other = (signature.FileSystem(True, True, True, LATER, own_id) for own_id in (1 << 63, 5))
-    status = SimpleNamespace(st_ctime_ns=SECOND + 1, st_ino=7)
+    status = SimpleNamespace(st_ctime_ns=SECOND + 1, st_ino=7, st_dev=1)
     stamps = {signature.stamp(status, file_system) for file_system in (one, other)}  # type: ignore[arg-type]
     assert len(stamps) == 2
-    assert {fs.settled([(b"f", status)], LATER)[b"f"] for fs in (one, other)} == stamps  # type: ignore[list-item]
+    assert {fs.settled([(b"f", status)], 1, LATER)[b"f"] for fs in (one, other)} == stamps  # type: ignore[list-item]
     part = SimpleNamespace(children=[], implicit=set())
     signatures = signature.Signatures(bytes(32))
     assert signatures.of_part(part, one) != signatures.of_part(part, other)  # type: ignore[arg-type]
@@ -604,3 +606,30 @@ def test_the_id_of_a_file_system_that_has_one(tmp_path: Path) -> None:
     found = signature._judge(str(tmp_path))
     has_own = filesystem_type(tmp_path) in ("ext2", "ext3", "ext4")
     assert found.id == (os.statvfs(tmp_path).f_fsid & 0xFFFF_FFFF_FFFF_FFFF if has_own else 0)
+
+
+@pytest.mark.parametrize("later", ["zdir", "adir"])
+@pytest.mark.parametrize("size", [3000, 3 << 20])
+def test_all_names_of_a_file_get_one_content(client: CachedClient, later: str, size: int) -> None:
+    """Of a file that was known by one name, when the other one had not been asked for."""
+    fill(client.source)
+    path = client.source / "dir1" / "many"
+    (client.source / later).mkdir()
+    content = bytearray(random.Random(1).randbytes(size))
+    path.write_bytes(content)
+    os.link(path, client.source / later / "name")
+    settle()
+    only = [os.fsencode(client.source / "dir1")]
+    client.save(paths=only)
+    content[100:200] = bytes(100)
+    path.write_bytes(content)
+    settle()
+    client.save(paths=only)  # a large one is put together from old pieces now
+    for _ in range(2):
+        client.save()
+        entries = client.below(client.tree())
+        names = [entries[b"dir1/many"], entries[f"{later}/name".encode()]]
+        assert names[0].link_key == names[1].link_key != b""
+        assert [*names[0].extents] == [*names[1].extents]
+        client.check_against_disk()
+    assert client.save().files_unchanged == client.save().files

@@ -202,7 +202,8 @@ def test_hard_links(client: Client, to: Path) -> None:
 
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_hard_links_stay_together_when_their_rights_changed(client: Client, to: Path, pieces: int) -> None:
-    names = [client.file(name, b"the same words", pieces=pieces, link_key=b"key", **OWN) for name in (b"1", b"2", b"3")]
+    same = {"pieces": pieces, "link_key": b"key", **OWN}
+    names = [client.file(name, b"the same words", **same) for name in (b"1", b"2", b"3")]  # type: ignore[arg-type]
     bring_back(client, {b"": names}, to)
     for entry in names:
         entry.mode = 0o400
