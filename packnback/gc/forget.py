@@ -61,11 +61,31 @@ def forget(repository: LocalRepository, names: Sequence[str], *, force: bool = F
     without any live snapshot; `force` overrides both.
     """
     now_ns = check_clock(repository, force)
-    repository.ports.index.release_ballast()
+    ports = repository.ports
+    ports.index.release_ballast()
     try:
-        return repository.write(lambda txn: _forget_in(repository, txn, names, now_ns, force))
+        markers = repository.write(lambda txn: _forget_in(repository, txn, names, now_ns, force))
     finally:
-        repository.ports.index.restore_ballast()
+        ports.index.restore_ballast()
+    if markers and not force and (ports.makeshift or not ports.fenced):
+        _look_again(repository, markers)
+    return markers
+
+
+def _look_again(repository: LocalRepository, markers: Sequence[str]) -> None:
+    """Where each process has an index of its own, the transaction is no meeting place; the directories are.
+
+    Our markers stand there now, and so does what somebody else has marked meanwhile. Of two who would leave a client
+    without any snapshot at least one sees the other; it takes its markers back. Raises Refused.
+    """
+    repository.reconcile()
+    wanted = {_snapshot_of(marker) for marker in markers}
+    infos = repository.snapshots()
+    try:
+        _refuse_to_empty(infos, [info for info in infos if info.name in wanted])
+    except Refused:
+        _take_back(repository, markers)
+        raise
 
 
 def _forget_in(
@@ -102,12 +122,7 @@ def _marker(info: SnapshotInfo, now_ns: int) -> str:
     return snapshot.marker_name(info.client_id, info.sequence, max(now_ns, info.receipt.time_ns))
 
 
-def recover(repository: LocalRepository, names: Sequence[str]) -> list[str]:
-    """Delete the markers of these snapshots; the names of those that were forgotten. The caller holds the lock."""
-    wanted = set(names)
-    with repository.read() as txn:
-        names_of_markers = [rows.name_of("markers", *row) for row in txn.scan("markers")]
-    markers = [marker for marker in names_of_markers if _snapshot_of(marker) in wanted]
+def _take_back(repository: LocalRepository, markers: Sequence[str]) -> None:
     for marker in markers:
         with suppress(BlobMissing):  # somebody else recovers it at the same time
             repository.ports.blobs.delete(f"{layout.FORGOTTEN}/{marker}")
@@ -119,6 +134,15 @@ def recover(repository: LocalRepository, names: Sequence[str]) -> list[str]:
                 ledger.drop_marker(marker)
 
     repository.ports.index.write(drop)
+
+
+def recover(repository: LocalRepository, names: Sequence[str]) -> list[str]:
+    """Delete the markers of these snapshots; the names of those that were forgotten. The caller holds the lock."""
+    wanted = set(names)
+    with repository.read() as txn:
+        names_of_markers = [rows.name_of("markers", *row) for row in txn.scan("markers")]
+    markers = [marker for marker in names_of_markers if _snapshot_of(marker) in wanted]
+    _take_back(repository, markers)
     names_forgotten = {_snapshot_of(marker) for marker in markers}
     if not repository.ports.fenced:  # a compaction that no lock keeps out may have released them meanwhile
         repository.reconcile()

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Self
 
 import platformdirs
@@ -102,6 +102,9 @@ def _open_index(path: str, repository_id: bytes) -> tuple[LmdbIndex, bool]:
             index_files.destroy(directory)
             return LmdbIndex.open(directory), False
     except DiskFull:
+        # What there is of it takes room that those need who make some.
+        with suppress(PacknbackError):
+            index_files.destroy(directory)
         return _TemporaryIndex.make(), True
 
 

@@ -128,10 +128,11 @@ class LocalRepository:
                 self.ports.index.restore_ballast()
 
     def _make_do(self) -> None:
-        """Take a scratch index: the disk has not even room for an index."""
+        """Take a scratch index: the disk has not even room for one. What there is of it is in the way of who makes room."""
         with ExitStack() as stack:
             scratch = stack.enter_context(self.ports.scratch_index())
             stack.callback(self.ports.index.close)
+            self.ports.index.discard()
             self.ports = replace(self.ports, index=scratch, makeshift=True)
             self._resources.push(stack.pop_all())
 

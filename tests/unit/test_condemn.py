@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from msgspec.structs import replace
 from smallclient import OWNER, SmallClient
 
-from packnback.errors import DamageBlocks, DiskFull, ObjectMissing
+from packnback.errors import DamageBlocks, DiskFull, ObjectMissing, Refused
+from packnback.gc import forget as forget_module
 from packnback.gc.compact import Compacted, CompactOptions, compact
 from packnback.gc.condemn import CONDEMNED_NS
 from packnback.gc.forget import forget, recover
@@ -369,3 +371,41 @@ def test_a_full_disk_keeps_nobody_from_deleting_what_is_due(shared: Shared, monk
     assert compact(one, NOW).packs_deleted == condemned
     assert len(shared.files("condemned")) == 1 and not shared.files("leases")
     assert_all_there(one)
+
+
+@pytest.mark.parametrize("marked_both", [False, True])
+def test_two_machines_together_do_not_take_a_clients_last_snapshot(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch, marked_both: bool
+) -> None:
+    """Each has an index of its own, so their transactions do not meet: the markers in the directory do."""
+    one, two = shared.machine("one"), shared.machine("two")
+    for files in (tree(0, 2), tree(2, 4)):
+        back_up(one, files)
+    two.reconcile()
+    first, second = (info.name for info in one.snapshots())
+    refused = []
+
+    def attempt(repository: LocalRepository, name: str) -> None:
+        try:
+            forget(repository, [name])
+        except Refused:
+            refused.append(name)
+
+    real = forget_module._look_again
+
+    def look_again(repository: LocalRepository, markers: Sequence[str]) -> None:
+        if repository is one:  # what the other machine does before we look
+            attempt(two, second)
+        elif marked_both:  # now both have marked, and nobody has looked
+            with suppress(Refused):
+                real(one, [path.name for path in shared.files("forgotten") if path.name.startswith(first[:-5])])
+                raise AssertionError("nobody is refused")
+        real(repository, markers)
+
+    monkeypatch.setattr(forget_module, "_look_again", look_again)
+    attempt(one, first)
+    assert refused or marked_both
+    for repository in (one, two):
+        repository.reconcile()
+        assert any(info.forgotten_ns is None for info in repository.snapshots())
+    assert len(shared.files("forgotten")) <= 1
