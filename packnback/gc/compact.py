@@ -50,6 +50,7 @@ from packnback.store.packer import Packer
 from packnback.store.quarantine import put_aside_snapshots
 from packnback.store.reconcile import names_in
 from packnback.store.repository import LocalRepository
+from packnback.store.scrub import found_damaged
 
 DEFAULT_GRACE_NS = 7 * 86_400 * 10**9
 DEFAULT_MAX_WASTE = 0.10
@@ -119,7 +120,7 @@ def ballast(repository: LocalRepository) -> Iterator[None]:
 def refuse_damage(
     repository: LocalRepository, infos: Sequence[SnapshotInfo], expired: Sequence[SnapshotInfo], force: bool
 ) -> None:
-    """Damage never spreads (design §3). An unknown version is not an orphan, and no force makes it one."""
+    """Damage never spreads. An unknown version is not an orphan, and no force makes it one."""
     files = repository.damaged_files()
     if files:
         raise DamageBlocks("unreadable files", [f"{where}/{name}: {why}" for where, name, why in files])
@@ -127,6 +128,10 @@ def refuse_damage(
     incomplete = [i.name for i in infos if not i.complete and i.name not in going]
     if incomplete and not force:
         raise DamageBlocks("incomplete snapshots", incomplete)
+    with repository.read() as txn:
+        rotten = found_damaged(txn)
+    if rotten and not force:  # else a policy keeps, of two snapshots, the one that cannot be restored
+        raise DamageBlocks("packs with damaged records", [name.hex() for name in rotten])
     aside = put_aside_snapshots(repository.ports.blobs)
     if aside and not force:
         raise DamageBlocks("snapshots that were put aside", aside)

@@ -109,8 +109,7 @@ class LocalMaintenance:
         repository = self._repository
         with repository.reading(options.wait_s):
             report = check_structure(repository)
-            if options.read_data:
-                report.damage += scrub(repository, options.sample_percent)
+            report.damage += scrub(repository, options.sample_percent if options.read_data else 0.0)
             names = {info.name: info.id.hex() for info in repository.snapshots()}
         checked = Checked(report, names, remaining=report.damage)
         if options.repair:

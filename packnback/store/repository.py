@@ -128,7 +128,7 @@ class LocalRepository:
                 self.ports.index.restore_ballast()
 
     def _make_do(self) -> None:
-        """Take a scratch index: the disk has not even room for one. What there is of it is in the way of who makes room."""
+        """Take a scratch index: the disk has not even room for one, and what there is of it is only in the way."""
         with ExitStack() as stack:
             scratch = stack.enter_context(self.ports.scratch_index())
             stack.callback(self.ports.index.close)

@@ -3,8 +3,9 @@
 A pack's footer tiles the file with records, and every record carries a checksum, so there is no byte that could
 rot unnoticed. Packs are read whole, several at a time (hashing releases the GIL). With a sample only the packs
 that were read longest ago are read, so that a nightly ``--sample 10`` gets round in ten nights, whatever is
-damaged meanwhile: packs that were found damaged are read every time, on top of the sample. When each pack was
-last read stands in the index's ``meta`` table, which may be lost: then everything counts as unread.
+damaged meanwhile: packs that were found damaged are read every time, on top of the sample, and by each `check`,
+and as long as there are any, nothing is deleted. When each pack was last read stands in the index's ``meta`` table,
+which may be lost: then everything counts as unread.
 """
 
 from __future__ import annotations
@@ -163,10 +164,19 @@ def choose(repository: LocalRepository, sample_percent: float = 100.0) -> list[b
         names = [key for key, _ in txn.scan("pack_names")]
         if sample_percent >= 100:
             return names
-        read_at = {name: (txn.get("meta", _READ_AT + name) or b"")[:8] for name in names}
+        read_at = {name: _read_at(txn, name) for name in names}
     damaged = [name for name in names if read_at[name] == _WAS_DAMAGED]
     others = sorted((name for name in names if read_at[name] != _WAS_DAMAGED), key=lambda name: (read_at[name], name))
     return damaged + others[: math.ceil(len(others) * sample_percent / 100)]
+
+
+def _read_at(txn: ReadTxn, name: bytes) -> bytes:
+    return (txn.get("meta", _READ_AT + name) or b"")[:8]
+
+
+def found_damaged(txn: ReadTxn) -> list[bytes]:
+    """Packs that are there, and in which something was damaged when they were read last."""
+    return [name for name, _ in txn.scan("pack_names") if _read_at(txn, name) == _WAS_DAMAGED]
 
 
 def scrub(repository: LocalRepository, sample_percent: float = 100.0) -> list[Finding]:
@@ -176,6 +186,8 @@ def scrub(repository: LocalRepository, sample_percent: float = 100.0) -> list[Fi
     """
     progress = repository.ports.watch.progress
     names = choose(repository, sample_percent)
+    if not names:
+        return []
     progress.begin("reading packs", len(names), "packs")
     memory = _Memory(repository)
     damaged = []

@@ -70,6 +70,27 @@ def test_a_lost_data_pack(person: Person, tmp_path: Path) -> None:
     run("compact", "--grace", "0s")
 
 
+def test_what_was_found_rotten_stops_deletion_until_it_is_mended(person: Person, tmp_path: Path) -> None:
+    """A policy would go on keeping, of the snapshots of a day, the one that cannot be restored any more."""
+    run, (one, two, three) = person.run, person.snapshots
+    pack = person.data_pack(0)
+    pack.chmod(0o600)
+    pack.write_bytes(flip_at(pack.read_bytes(), pack.stat().st_size // 2))
+    assert run("--json", "check").json["damage"] == [], "nobody has read it"
+    found = run("--json", "check", "--read-data", code=4).json["damage"]
+    assert one in found[0]["affects"]
+    assert run("--json", "check", code=4).json["damage"] == found, "what is known to be bad is read each time"
+    refused = run("--json", "prune", "--keep-daily", "7", "--grace", "0s", code=4).json["error"]
+    assert refused["kind"] == "damage-blocks" and pack.name.removesuffix(".pack") in refused["detail"]
+    assert len(run("--json", "list", "--all").json) == 3
+    run("recover", two, three)
+    run("check", "--repair", code=4)  # what was in the record is lost
+    last = person.backup()  # until it is stored again
+    assert run("--json", "check", "--read-data").json["damage"] == []
+    run("prune", "--keep-newest", "1", "--grace", "0s")
+    assert person.restores(last, tmp_path / "out") == contents(person.tree)
+
+
 def test_what_is_lost_for_good_can_be_given_up(person: Person, tmp_path: Path) -> None:
     run, (_, two, three) = person.run, person.snapshots
     person.data_pack(1).unlink()
