@@ -36,6 +36,7 @@ from packnback.format.snapshot import (
 from packnback.ids import Kind
 from packnback.store.interface import Head, Session
 
+_SUBJECT_LEN = 16
 ATTEMPTS = 5
 """How often a number may be taken by somebody else before that is an error."""
 
@@ -49,6 +50,8 @@ class Published(Struct, frozen=True):
     found: Verdict
     """What the head meant that it continues."""
     continued: Head | None
+    other_subject: bool = False
+    """Whether the snapshot before, from here, was of other paths. Retention counts them together."""
 
 
 class Publisher:
@@ -84,8 +87,10 @@ class Publisher:
         snapshot = self._sign(root, metadata, sequence, prev, flags)
         self._chain.intend(head, (sequence, snapshot.id))
         committed = self._session.commit(encode_file(snapshot))
-        self._chain.acknowledge((sequence, snapshot.id))
-        return Published(snapshot.id, sequence, committed.received_ns, verdict, head)
+        subject = blake3(b"\0".join(metadata.paths)).digest(_SUBJECT_LEN)
+        self._chain.acknowledge((sequence, snapshot.id), subject)
+        other = state is not None and state.subject not in (b"", subject)
+        return Published(snapshot.id, sequence, committed.received_ns, verdict, head, other)
 
     def _sign(self, root: Root, metadata: Metadata, sequence: int, prev: bytes, flags: int) -> SnapshotFile:
         key = self._put_key

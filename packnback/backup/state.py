@@ -61,6 +61,8 @@ class ClientState(Struct, frozen=True):
     """Everything before `head` was forgotten, and no snapshot has said so yet."""
     accepted: tuple[tuple[int, str, str], ...] = ()
     """Alarms that somebody looked into: (time in ns, verdict, reason given)."""
+    subject: bytes = b""
+    """A hash of what the newest snapshot from here was of; empty if that is not known."""
 
 
 def judge(head: Head | None, state: ClientState | None) -> Verdict:
@@ -114,11 +116,11 @@ class Chain:
         intents = (*(i for i in state.intents if i != link), link)
         self._store(replace(state, head=known, intents=intents, lost=lost))
 
-    def acknowledge(self, link: Link) -> None:
-        """Remember, durably, that `link` was published."""
+    def acknowledge(self, link: Link, subject: bytes = b"") -> None:
+        """Remember, durably, that `link` was published, and what it is of."""
         state = self.load() or ClientState()
         intents = tuple(intent for intent in state.intents if intent[0] > link[0])
-        self._store(replace(state, head=link, intents=intents, lost=False))
+        self._store(replace(state, head=link, intents=intents, lost=False, subject=subject))
 
     def accept(self, head: Head | None, reason: str, now_ns: int) -> Verdict:
         """Go on from `head` although it raised an alarm that somebody looked into; returns what it was."""
@@ -138,6 +140,7 @@ class Chain:
                 "head": list(state.head),
                 "intents": [list(intent) for intent in state.intents],
                 "lost": state.lost,
+                "subject": state.subject,
                 "accepted": [list(each) for each in state.accepted],
             }
         )
@@ -148,6 +151,7 @@ class Chain:
                 head=_link(value["head"]),
                 intents=tuple(_link(intent) for intent in value["intents"]),
                 lost=value["lost"] is True,
+                subject=bytes(value.get("subject", b"")),
                 accepted=tuple((int(time), str(verdict), str(why)) for time, verdict, why in value["accepted"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:

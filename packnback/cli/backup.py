@@ -184,6 +184,12 @@ def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
             f"this machine remembered nothing of {key.name}; its snapshots go on after number"
             f" {published.continued.sequence}, received {received}"
         )
+    if published.other_subject:
+        context.reporter.note(
+            f"the snapshot of {key.name} before this one was of other paths. Rules such as --keep-daily count all"
+            " snapshots of a client together: what is backed up by itself should have a put key of its own, with another"
+            " --client"
+        )
     output.remark(f"Snapshot {short(published.id)}, number {published.sequence} of {key.name}:")
     unchanged = f" ({result.files_unchanged} unchanged)" if result.files_unchanged else ""
     output.remark(

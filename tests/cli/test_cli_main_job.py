@@ -218,7 +218,19 @@ def test_a_path_that_is_a_link_is_told(program: Program, source: Path) -> None:
         done = program("-q", "backup", argument, "--json")
         assert "is a symbolic link: the link is stored" in done.err
         assert (done.json["files"], done.json["errors"]) == (0, [])
+    program("backup", source)
     assert program("backup", source, "--json").err == ""
+
+
+def test_a_client_that_backs_up_now_this_now_that_is_told(program: Program, source: Path) -> None:
+    """A policy would keep the history of only one of them."""
+    told = "of other paths"
+    program("backup", source)
+    assert told not in program("backup", source).err
+    assert told in program("backup", f"{source}/hello.txt").err
+    assert told in program("backup", "--exec", "dump", "--", "echo", "x").err
+    assert told not in program("backup", "--exec", "dump", "--", "echo", "y").err
+    program("backup", source)
 
 
 def test_excludes_and_dry_run(program: Program, tmp_path: Path) -> None:
