@@ -175,6 +175,13 @@ class AcceptedGaps:
             said = [*self._load()["reasons"], [now_ns, reason.encode("utf-8", "replace").decode()]]
             self._file.store({"gaps": [list(gap) for gap in sorted(gaps)], "reasons": said})
 
+    def strike(self, mended: Collection[Gap]) -> None:
+        """Forget that these were accepted: they are no gaps any more, and would be new ones if they came back."""
+        with self._file.locked():
+            known = self._load()
+            left = sorted({(where, how) for where, how in known["gaps"]}.difference(mended))
+            self._file.store({"gaps": [list(gap) for gap in left], "reasons": known["reasons"]})
+
     def _load(self) -> dict[str, list[Any]]:
         value = self._file.load()
         if value is None:

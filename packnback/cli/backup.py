@@ -186,9 +186,8 @@ def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
         )
     if published.other_subject:
         context.reporter.note(
-            f"the snapshot of {key.name} before this one was of other paths. Rules such as --keep-daily count all"
-            " snapshots of a client together: what is backed up by itself should have a put key of its own, with another"
-            " --client"
+            f"the snapshot of {key.name} before this one was of other paths. Rules such as --keep-daily count the"
+            " snapshots of a client together: what is backed up by itself should have a put key with a name of its own"
         )
     output.remark(f"Snapshot {short(published.id)}, number {published.sequence} of {key.name}:")
     unchanged = f" ({result.files_unchanged} unchanged)" if result.files_unchanged else ""
@@ -227,13 +226,17 @@ def accept_rollback(
         found = _accept_chain(repository, key, reason) if isinstance(key, PutKey) else None
     try:
         with context.reading("list") as repository:
-            history.accept(repository, reason)
+            alarms = history.accept(context, repository, reason)
     except NotAllowed:
         # A machine that may only add backups has no reader's memory to mend.
         if found is None:
             raise
+        alarms = []
     if context.output.json:
-        context.output.document({"repository": config.repository_id.hex(), "accepted": found})
+        told = {"repository": config.repository_id.hex(), "accepted": found, "alarms": alarms}
+        context.output.document(told)
+    for alarm in alarms:
+        context.output.line(f"Accepted: {alarm}")
     context.output.remark(f"Accepted ({found or 'what is there'}). Backups go on from here.")
 
 

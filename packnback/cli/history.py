@@ -33,7 +33,8 @@ def unbroken(context: Context, repository: Repository) -> bool:
     Alarms are noted. The memory is not moved on over one: it goes on until `accept-rollback`.
     """
     infos = repository.snapshots()
-    alarms = [*_gaps(context, repository), *_rollbacks(context, repository, infos)]
+    alarms = _gaps(context, repository)
+    alarms += [f"{alarm} ({_ACCEPT})" for alarm in _rollbacks(context, repository, infos)]
     for alarm in alarms:
         context.reporter.complain(alarm)
     return not alarms
@@ -45,25 +46,33 @@ def unaccepted(context: Context, repository_id: bytes, findings: Iterable[Damage
     from packnback.backup.state_file import state_directory
 
     findings = list(findings)
-    if not any(f.kind == CHAIN for f in findings):
-        return findings
+    gaps = {(f.what, f.why) for f in findings if f.kind == CHAIN}
     try:
-        accepted = AcceptedGaps(state_directory(), repository_id).load()
+        memory = AcceptedGaps(state_directory(), repository_id)
+        accepted = memory.load()
+        if mended := accepted - gaps:
+            memory.strike(mended)
     except StorageFailed as error:
         _tell_forgetful(context, error)
         return findings
     return [f for f in findings if f.kind != CHAIN or (f.what, f.why) not in accepted]
 
 
-def accept(repository: Repository, reason: str) -> None:
-    """Believe the repository as it is: the newest snapshots that it has, and the gaps in their chains."""
+def accept(context: Context, repository: Repository, reason: str) -> list[str]:
+    """Believe the repository as it is: the newest snapshots that it has, and the gaps in their chains.
+
+    What is accepted that was not before, in words: among it may be something that nobody was told of yet.
+    """
     from packnback.backup.pins import AcceptedGaps, ReaderPins, newest
     from packnback.backup.state_file import state_directory
 
     place = state_directory(), repository.config.repository_id
-    ReaderPins(*place).replace(newest(repository.snapshots()))
-    gaps = {(f.what, f.why) for f in maintenance(repository).gaps() if f.kind == CHAIN}
-    AcceptedGaps(*place).replace(gaps, reason, time.time_ns())
+    infos, findings = repository.snapshots(), maintenance(repository).gaps()
+    gaps = [f for f in unaccepted(context, place[1], findings) if f.kind == CHAIN]
+    alarms = [_broken(gap) for gap in gaps] + _rollbacks(context, repository, infos)
+    ReaderPins(*place).replace(newest(infos))
+    AcceptedGaps(*place).replace({(f.what, f.why) for f in findings if f.kind == CHAIN}, reason, time.time_ns())
+    return alarms
 
 
 def _gaps(context: Context, repository: Repository) -> list[str]:
@@ -71,9 +80,13 @@ def _gaps(context: Context, repository: Repository) -> list[str]:
     return [
         f"the snapshot file {f.what} cannot be read: {f.why}"
         if f.kind == "snapshot"
-        else f"the chain of snapshots is broken at {f.what}: {f.why} ({_ACCEPT})"
+        else f"{_broken(f)} ({_ACCEPT})"
         for f in unaccepted(context, repository.config.repository_id, maintenance(repository).gaps())
     ]
+
+
+def _broken(gap: Damage) -> str:
+    return f"the chain of snapshots is broken at {gap.what}: {gap.why}"
 
 
 def _rollbacks(context: Context, repository: Repository, infos: list[SnapshotInfo]) -> list[str]:
@@ -106,5 +119,5 @@ def _told(finding: Finding, names: dict[bytes, str]) -> str:
     now = f"its newest is number {finding.found_sequence}" if finding.found_sequence else "there is none now"
     return (
         f"snapshots of {client} that were here are not here any more: number {finding.seen_sequence} was seen,"
-        f" {now} ({_ACCEPT})"
+        f" {now}"
     )

@@ -157,11 +157,12 @@ def check(
 
 def _set_accepted_aside(context: Context, repository: Repository, checked: Checked) -> int:
     """Take out what somebody has looked into already, and nothing can mend; how many."""
-    report, repository_id = checked.report, repository.config.repository_id
-    found = len(report.damage)
-    report.damage = unaccepted(context, repository_id, report.damage)
-    checked.remaining = unaccepted(context, repository_id, checked.remaining)
-    return found - len(report.damage)
+    report = checked.report
+    told = unaccepted(context, repository.config.repository_id, report.damage)
+    accepted = {(f.kind, f.what, f.why) for f in report.damage} - {(f.kind, f.what, f.why) for f in told}
+    report.damage = told
+    checked.remaining = [f for f in checked.remaining if (f.kind, f.what, f.why) not in accepted]
+    return len(accepted)
 
 
 def _checked(checked: Checked) -> dict[str, Any]:

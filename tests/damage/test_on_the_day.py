@@ -148,6 +148,7 @@ def test_a_gap_in_a_chain_is_told_until_somebody_has_looked_into_it(person: Pers
         (person.repo / "snapshots" / f"{client}-{files[snapshot]['sequence']:016x}.snap").unlink()
         shutil.rmtree(person.repo / "index")
 
+    lost = (person.repo / "snapshots" / f"{client}-{files[two]['sequence']:016x}.snap").read_bytes()
     lose(two)
     for command in (["list"], ["restore", last, "--to", str(tmp_path / "a")], ["verify"]):
         assert "accept-rollback" in run(*command, code=4).err
@@ -163,6 +164,14 @@ def test_a_gap_in_a_chain_is_told_until_somebody_has_looked_into_it(person: Pers
     run("list")
     run("restore", last, "--to", tmp_path / "b")
     run("verify")
+
+    file = person.repo / "snapshots" / f"{client}-{files[two]['sequence']:016x}.snap"
+    file.write_bytes(lost)  # it comes back from a copy, and is gone again
+    run("list")
+    lose(two)
+    assert "accept-rollback" in run("list", code=4).err
+    assert f"{client}-{2:016x}: no header" in run("accept-rollback", "--reason", "again").text
+    assert run("accept-rollback", "--reason", "again").text.count("Accepted: ") == 0
 
     lose(three)  # the gap grows
     assert f"{client}-{2:016x}: no header, up to" in run("list", code=4).err
