@@ -187,7 +187,7 @@ def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
     if published.other_subject:
         context.reporter.note(
             f"the snapshot of {key.name} before this one was of other paths. Rules such as --keep-daily count the"
-            " snapshots of a client together: what is backed up by itself should have a put key with a name of its own"
+            " snapshots of a client together: what is backed up by itself should have a put key of its own name"
         )
     output.remark(f"Snapshot {short(published.id)}, number {published.sequence} of {key.name}:")
     unchanged = f" ({result.files_unchanged} unchanged)" if result.files_unchanged else ""
