@@ -21,7 +21,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from subprocess import DEVNULL, run
+from subprocess import DEVNULL, TimeoutExpired, run
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import lmdb
@@ -61,6 +61,8 @@ _DAMAGE = (
     lmdb.PanicError,
 )
 _FORMAT = b"1"
+_READING_S = 600.0
+"""For reading a whole cache, which is some GiB at the most. One that takes longer is made anew."""
 _OPENED = b"opened."
 
 
@@ -150,8 +152,7 @@ class Cache:
         path = os.fsdecode(directory)
         try:
             os.makedirs(path, mode=0o700, exist_ok=True)
-            if _is_suspicious(path) and not _survives_reading(path):
-                index_files.destroy(path)
+            _judge(path)
             mark = os.path.join(path, f"{os.fsdecode(_OPENED)}{os.getpid()}")
             with open(mark, "wb"):
                 pass
@@ -168,11 +169,11 @@ class Cache:
         self.close()
 
     def close(self) -> None:
-        """Close it; what was written stays, unless there is damage in it."""
+        """Close it; what was written stays, unless there is damage in it. Raises nothing: it is a cache."""
         self._env.close()
-        if self._damaged:
-            index_files.destroy(self.directory)
-        with suppress(FileNotFoundError):
+        with suppress(Failed, OSError):
+            if self._damaged:
+                index_files.destroy(self.directory)
             os.unlink(self._mark)
 
     @contextmanager
@@ -222,13 +223,22 @@ def _open(path: str) -> tuple[lmdb.Environment, dict[bytes, _Database]]:
     return env, tables
 
 
-def _is_suspicious(path: str) -> bool:
-    """Whether the file is too short, or a process that had the cache open has died without closing it."""
-    died = False
-    for name in os.listdir(os.fsencode(path)):
-        if name.startswith(_OPENED) and not _runs(name[len(_OPENED) :]):
+def _judge(path: str) -> None:
+    """Throw the file away if it is too short; or if a process that had it open has died, and it cannot be read.
+
+    The marks of the dead go last: reading may take long, and who is interrupted meanwhile must not leave a file that
+    nobody suspects any more.
+    """
+    marks = [name for name in os.listdir(os.fsencode(path)) if name.startswith(_OPENED)]
+    dead = [name for name in marks if not _runs(name[len(_OPENED) :])]
+    if _is_suspicious(path, bool(dead)) and not _survives_reading(path):
+        index_files.destroy(path)
+    for name in dead:
+        with suppress(FileNotFoundError):  # somebody else has judged as well
             os.unlink(os.path.join(os.fsencode(path), name))
-            died = True
+
+
+def _is_suspicious(path: str, died: bool) -> bool:
     try:
         facts = index_files.read_data_file(path)
     except IndexDamage:
@@ -241,10 +251,14 @@ def _runs(process: bytes) -> bool:
 
 
 def _survives_reading(path: str) -> bool:
-    """Read everything in a child process."""
+    """Read everything in a child process, which a damaged file may kill, or keep for ever."""
     command = [sys.executable, "-m", __name__, path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-    return run(command, env=environment, stdin=DEVNULL, capture_output=True).returncode == 0
+    try:
+        ran = run(command, env=environment, stdin=DEVNULL, capture_output=True, timeout=_READING_S)
+    except TimeoutExpired:
+        return False
+    return ran.returncode == 0
 
 
 def _main(path: str) -> int:

@@ -68,7 +68,10 @@ class Spool:
     def __init__(self, cache: Cache, rows: Rows) -> None:
         self._cache = cache
         self._rows = rows
-        self._file = tempfile.TemporaryFile(dir=cache.directory, buffering=1 * MIB)  # noqa: SIM115  it lives as long as this
+        try:
+            self._file = tempfile.TemporaryFile(dir=cache.directory, buffering=1 * MIB)  # noqa: SIM115  it lives as long as this
+        except OSError as error:
+            raise CacheFailed(f"{cache.directory}: {error.strerror}") from error
 
     def part(self, key: bytes, value: bytes, uses: Mapping[bytes, Sequence[int]]) -> None:
         """A part of a directory. `uses`: usage key → (bytes that it uses more than before, the bundle's size)."""

@@ -123,14 +123,22 @@ class LocalSession:
         return [known or self._is_open(object_id) for object_id, known in zip(ids, present, strict=True)]
 
     def _read(self, body: Callable[[ReadTxn], T]) -> T:
-        """Run `body` on the index that we have reconciled, not on one that somebody has just made anew."""
+        """Run `body` on the index that we have reconciled, not on one that somebody has just made anew.
+
+        On a damaged one, after everything was derived anew; once, as a disk or a memory that is going bad damages
+        the next one, too.
+        """
+        mended = False
         while True:
             try:
                 with self._index.read() as txn:
                     if self._index.generation == self._generation:
                         return body(txn)
             except IndexDamage:
+                if mended:
+                    raise
                 self._index.discard()
+                mended = True
             self._catch_up()
 
     def _write(self, body: Callable[[WriteTxn], T]) -> T:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 from cached_client import KEY, CachedClient, settle
 
 from packnback.backup import ahead, remember, signature, spool, walk
+from packnback.backup import cache as cache_module
 from packnback.backup.cache import BUNDLES, CONTENTS, ROWS, USAGE, Cache, CacheFailed
 from packnback.backup.cache_rows import SCOPE_LEN, Rows
 from packnback.backup.exclude import Excludes
@@ -633,3 +636,40 @@ def test_all_names_of_a_file_get_one_content(client: CachedClient, later: str, s
         assert [*names[0].extents] == [*names[1].extents]
         client.check_against_disk()
     assert client.save().files_unchanged == client.save().files
+
+
+def test_who_is_interrupted_while_a_suspicious_cache_is_read_leaves_it_suspicious(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes long for a large one, and that is when people press Ctrl-C."""
+    directory = os.fsencode(tmp_path / "cache")
+    cache_module.Cache.open(directory).close()
+    (tmp_path / "cache" / "opened.1999999999").touch()  # no process has that number
+
+    def interrupted(path: str) -> bool:
+        raise KeyboardInterrupt
+
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "_survives_reading", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache_module.Cache.open(directory)
+    monkeypatch.setattr(cache_module, "_survives_reading", lambda path: asked.append(path) or True)
+    cache_module.Cache.open(directory).close()
+    assert asked
+    cache_module.Cache.open(directory).close()
+    assert len(asked) == 1, "its mark went when it was found sound"
+
+
+def test_a_cache_directory_without_room_costs_the_cache_alone(
+    client: CachedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (client.source / "file").write_bytes(b"content")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    result = client.save()
+    assert result.published is not None and result.files == 1
+    assert any("No space left" in note for note in client.notes.notes)

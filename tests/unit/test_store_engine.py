@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 import pytest
 from smallclient import OWNER, SmallClient
 
-from packnback.errors import DiskFull, FormatDamage, NotAllowed, ObjectMissing, Refused, StaleSequence
+from packnback.errors import DiskFull, FormatDamage, IndexDamage, NotAllowed, ObjectMissing, Refused, StaleSequence
 from packnback.format.record import parse
 from packnback.format.snapshot import marker_name
 from packnback.gc.maintenance import LocalMaintenance
@@ -227,3 +227,25 @@ def test_a_repository_that_cannot_be_opened_leaves_nothing_behind(
         open_local(repository.location)
     assert len(os.listdir("/proc/self/fd")) == before
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_an_index_that_is_damaged_again_at_once_is_not_made_anew_for_ever(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory or the disk under it is going bad: the next one would be no better."""
+    client, discarded = SmallClient(repository.config.repository_id), []
+    real = repository.ports.index.discard
+    with repository.session(client.certificate) as session:
+
+        def discard() -> None:
+            discarded.append(True)
+            real()
+
+        def damaged(*_: object) -> None:
+            raise IndexDamage("objects", "a bad page")
+
+        monkeypatch.setattr(repository.ports.index, "discard", discard)
+        monkeypatch.setattr(session, "_has", damaged)
+        with pytest.raises(IndexDamage):
+            session.has([client.key.domain_id[:8] + bytes(24)])
+    assert len(discarded) == 1
