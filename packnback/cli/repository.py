@@ -152,7 +152,7 @@ def check(
     _tell_check(context, _checked(checked))
     if accepted:
         context.output.remark(f"{counted(accepted, 'gap')} in chains of snapshots, accepted earlier.")
-    return words.DAMAGED if checked.remaining else words.DONE
+    return words.DAMAGED if checked.standing else words.DONE
 
 
 def _set_accepted_aside(context: Context, repository: Repository, checked: Checked) -> int:

@@ -21,10 +21,9 @@ from packnback.format.pack import Footer
 from packnback.ids import ID_LEN, ObjectClass
 from packnback.store import adoption
 from packnback.store.check import index_difference
-from packnback.store.damage import refs_of
 from packnback.store.index import ReadTxn
 from packnback.store.mark import mark
-from packnback.store.objects import lookup
+from packnback.store.objects import lookup, refs_of
 from packnback.store.reconcile import live_roots, reconcile
 from packnback.store.repository import LocalRepository
 

@@ -40,7 +40,12 @@ class Checked(Struct):
     """Snapshot ids (hexadecimal) by the names of their files, which is how findings name them."""
     repaired: Repaired | None = None
     remaining: list[Finding] = field(default_factory=list)
-    """Damage that stands now."""
+    """Damage that the repair has left."""
+
+    @property
+    def standing(self) -> list[Finding]:
+        """Damage that stands now."""
+        return self.report.damage if self.repaired is None else self.remaining
 
 
 class Released(Struct, frozen=True):
@@ -111,7 +116,7 @@ class LocalMaintenance:
             report = check_structure(repository)
             report.damage += scrub(repository, options.sample_percent if options.read_data else 0.0)
             names = {info.name: info.id.hex() for info in repository.snapshots()}
-        checked = Checked(report, names, remaining=report.damage)
+        checked = Checked(report, names)
         if options.repair:
             with repository.ports.locks.exclusive(options.wait_s):
                 repository.rebuild()

@@ -357,7 +357,7 @@ class Server:
 
     def _gaps(self, frame: frames.AskGaps) -> Frame:
         with self._held():
-            return frames.Answer(values.encode(self._maintenance.gaps()))
+            return frames.Answer(values.encode_findings(self._maintenance.gaps()))
 
     def _released(self, frame: frames.AskReleased) -> Frame:
         with self._held():

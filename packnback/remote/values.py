@@ -5,11 +5,11 @@ What arrives is believed in its shape and in nothing else. Limits on the whole a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from msgspec import Struct
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from packnback.errors import ProtocolViolation
 from packnback.format.snapshot import Receipt, snapshot_name
@@ -22,6 +22,7 @@ from packnback.store.interface import SnapshotInfo
 from packnback.store.repair import Repaired
 
 T = TypeVar("T", bound=Struct)
+_FINDINGS = "list[Finding]"
 _CLIENT_LIMIT = 255
 """Characters of a client's name: no certificate has a longer one."""
 
@@ -29,7 +30,8 @@ _CLIENT_LIMIT = 255
 def encode(value: Any) -> Any:
     """A value as CBOR can hold it."""
     if isinstance(value, Struct):
-        return [encode(item) for item in astuple(value)]
+        fields = zip(type(value).__annotations__.values(), astuple(value), strict=True)
+        return [encode_findings(item) if kind == _FINDINGS else encode(item) for kind, item in fields]
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     return value
@@ -46,9 +48,30 @@ def decode(cls: type[T], value: object) -> T:
     return made
 
 
+def encode_findings(findings: Sequence[Finding]) -> list[Any]:
+    """Findings, with what many of them touch said once: a lost pack touches the same snapshots with each object."""
+    touched = {affects: number for number, affects in enumerate(dict.fromkeys(f.affects for f in findings))}
+    return [
+        [list(affects) for affects in touched],
+        [[f.kind, f.what, f.why, touched[f.affects], f.pack] for f in findings],
+    ]
+
+
 def decode_findings(value: object) -> list[Finding]:
-    """A list of findings. Raises ProtocolViolation."""
-    return _list_of(Finding)(value)
+    """Findings. Raises ProtocolViolation."""
+    if type(value) is not list or len(value) != 2 or type(value[0]) is not list or type(value[1]) is not list:
+        raise ProtocolViolation("Finding", "not its fields")
+    touched = [tuple(_items(str)(affects)) for affects in value[0]]
+    found = []
+    for row in value[1]:
+        if type(row) is not list or len(row) != len(Finding.__annotations__):
+            raise ProtocolViolation("Finding", "not its fields")
+        kind, what, why, number, pack = row
+        if type(number) is not int or not 0 <= number < len(touched):
+            raise ProtocolViolation("Finding", "affects")
+        found.append(decode(Finding, [kind, what, why, [], pack]))
+        found[-1] = replace(found[-1], affects=touched[number])
+    return found
 
 
 def decode_released(value: object) -> list[Released]:
@@ -119,7 +142,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "list[bytes]": _items(bytes),
     "tuple[str, ...]": lambda value: tuple(_items(str)(value)),
     "dict[str, str]": _map_of(str),
-    "list[Finding]": _list_of(Finding),
+    _FINDINGS: decode_findings,
     "Receipt": lambda value: decode(Receipt, value),
     "CheckReport": lambda value: decode(CheckReport, value),
     "Repaired | None": lambda value: None if value is None else decode(Repaired, value),

@@ -222,7 +222,7 @@ def missing_findings(txn: ReadTxn, infos: list[SnapshotInfo]) -> list[Finding]:
                 findings.append(Finding("snapshot", info.name, why, (info.name,)))
     needed = snapshots_needing(txn, infos, missing)
     findings += [
-        Finding("object", object_id.hex(), "missing", tuple(sorted(needed[object_id])))
+        Finding("object", object_id.hex(), "missing", needed[object_id])
         for object_id in sorted(missing)
     ]
     return findings

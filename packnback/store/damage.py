@@ -5,15 +5,13 @@ Only identifiers come out of here; which paths they mean can only be told by `ve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Set
 
 from msgspec import Struct
 
-from packnback.format import rows
-from packnback.format.record import split_refs
 from packnback.store.index import ReadTxn
 from packnback.store.interface import SnapshotInfo
-from packnback.store.objects import is_complete, lookup
+from packnback.store.objects import is_complete, lookup, refs_of
 
 
 class Finding(Struct, frozen=True):
@@ -34,12 +32,6 @@ def suspects_of(findings: Iterable[Finding]) -> list[bytes]:
     return sorted({finding.pack for finding in findings if finding.pack})
 
 
-def refs_of(txn: ReadTxn, object_id: bytes) -> list[bytes]:
-    """The refs of a present object."""
-    value = txn.get("refs", object_id)
-    return [] if value is None else split_refs(rows.unseal("refs", object_id, value))
-
-
 def missing_below(txn: ReadTxn, root: bytes) -> set[bytes]:
     """The ids of absent objects that `root` needs; only incomplete objects are visited."""
     missing, seen, work = set(), {root}, [root]
@@ -55,38 +47,61 @@ def missing_below(txn: ReadTxn, root: bytes) -> set[bytes]:
     return missing
 
 
-def snapshots_needing(txn: ReadTxn, snapshots: Iterable[SnapshotInfo], bad: set[bytes]) -> dict[bytes, set[str]]:
-    """For each bad id, the names of the snapshots that reach it.
+def snapshots_needing(
+    txn: ReadTxn, snapshots: Collection[SnapshotInfo], bad: Set[bytes]
+) -> dict[bytes, tuple[str, ...]]:
+    """For each bad id, the names of the snapshots that reach it, ascending. Ids that need the same share one tuple.
 
-    Every object with refs is visited once for all snapshots together: what each one reaches of `bad` is
-    remembered. Memory in proportion to the number of listing objects, not of data objects.
+    Snapshots are handed down from the roots, all at once, as a bit each: an object with refs is visited once, when
+    all that refer to it, which have a higher level, have been. Memory: an integer for each object that waits.
     """
-    reaches: dict[bytes, frozenset[bytes]] = {}
-    needed: dict[bytes, set[str]] = {i: set() for i in bad}
+    names = sorted(info.name for info in snapshots)
+    bit = {name: 1 << number for number, name in enumerate(names)}
+    masks = dict.fromkeys(bad, 0)
+    descent = _Descent(txn, masks)
     for info in snapshots:
-        for object_id in _reached(txn, info.root, bad, reaches):
-            needed[object_id].add(info.name)
-    return needed
+        descent.reach(info.root, bit[info.name])
+    descent.run()
+    shared: dict[int, tuple[str, ...]] = {}
+    for mask in masks.values():
+        if mask not in shared:
+            shared[mask] = tuple(name for name in names if mask & bit[name])
+    return {object_id: shared[mask] for object_id, mask in masks.items()}
 
 
-def _reached(txn: ReadTxn, root: bytes, bad: set[bytes], reaches: dict[bytes, frozenset[bytes]]) -> frozenset[bytes]:
-    work, entered = [root], set[bytes]()
-    while work:
-        object_id = work[-1]
-        if object_id in reaches:
-            work.pop()
-            continue
-        refs = refs_of(txn, object_id)
-        if object_id not in entered:
-            # Never twice: whoever can write here could make a ring of ids, which no session would take.
-            entered.add(object_id)
-            # A leaf needs no memory of its own: it is bad or it is not.
-            inner = [r for r in refs if r not in reaches and r not in entered and txn.get("refs", r) is not None]
-            if inner:
-                work += inner
-                continue
-        found = {r for r in refs if r in bad} | ({object_id} & bad)
-        found.update(*(reaches[r] for r in refs if r in reaches))
-        reaches[object_id] = frozenset(found)
-        work.pop()
-    return reaches[root]
+class _Descent:
+    """Hands masks down. Those of the ids in `masks` are gathered there."""
+
+    def __init__(self, txn: ReadTxn, masks: dict[bytes, int]) -> None:
+        self._txn = txn
+        self._masks = masks
+        self._waiting: dict[int, dict[bytes, int]] = {}
+        """By level: objects with refs, and what is to be handed down through them."""
+        self._upwards: dict[bytes, int] = {}
+
+    def reach(self, object_id: bytes, mask: int, above: int | None = None) -> None:
+        """`object_id` is needed by the snapshots of `mask`: as a root, or by an object of the level `above`."""
+        if object_id in self._masks:
+            self._masks[object_id] |= mask
+        if self._txn.get("refs", object_id) is None:
+            return
+        row = lookup(self._txn, object_id)
+        level = 0 if row is None else row.level
+        if above is not None and level >= above:
+            # No session takes such a ref, but who can write here can make one, and a ring of them.
+            known = self._upwards.get(object_id, 0)
+            if known | mask == known:
+                return
+            self._upwards[object_id] = known | mask
+        waiting = self._waiting.setdefault(level, {})
+        waiting[object_id] = waiting.get(object_id, 0) | mask
+
+    def run(self) -> None:
+        """Until nothing waits."""
+        while self._waiting:
+            level = max(self._waiting)
+            object_id, mask = self._waiting[level].popitem()
+            if not self._waiting[level]:
+                del self._waiting[level]
+            for ref in refs_of(self._txn, object_id):
+                self.reach(ref, mask, level)

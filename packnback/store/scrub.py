@@ -248,7 +248,7 @@ def _findings(repository: LocalRepository, damaged: list[ScrubbedPack]) -> list[
         findings += [Finding("pack", pack.hex(), why, (), pack) for why in scrubbed.envelopes_bad]
         for object_id, why in sorted(scrubbed.bad.items()):
             what = f"{object_id.hex()} in pack {pack.hex()}"
-            findings.append(Finding("record", what, why, tuple(sorted(needed.get(object_id, ()))), pack))
+            findings.append(Finding("record", what, why, needed.get(object_id, ()), pack))
     return findings
 
 

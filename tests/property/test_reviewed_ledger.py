@@ -91,7 +91,7 @@ def test_a_ring_of_objects_ends(repository: LocalRepository) -> None:
     with repository.read() as txn:
         for root in (one, two):
             needed = snapshots_needing(txn, [replace(info, root=root)], {gone})
-            assert needed == {gone: {info.name}}
+            assert needed == {gone: (info.name,)}
     assert not check_structure(repository).repaired
 
 

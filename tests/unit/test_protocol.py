@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from packnback import errors
 from packnback.errors import PacknbackError, ProtocolViolation, RemoteVersion
 from packnback.format import cbor
-from packnback.remote import failures, frames
+from packnback.gc.maintenance import Checked
+from packnback.remote import failures, frames, values
 from packnback.remote.frames import Frame, Side
 from packnback.remote.protocol import VERSION, Closed, Connection
 from packnback.remote.table import BY_CODE, SPECS, CborBody
+from packnback.store.check import CheckReport
+from packnback.store.damage import Finding
 
 DOCUMENTED = (ProtocolViolation, RemoteVersion)
 ID = bytes(range(32))
@@ -375,3 +378,20 @@ def test_docs_protocol_says_the_same(cls: type[Frame]) -> None:
     assert cells[3] == str(spec.limit)
     if spec.reply is not None:
         assert f"`{spec.reply.__name__}`" in cells[4]
+
+
+def test_the_worst_check_crosses_the_wire() -> None:
+    """A year of snapshots and some lost packs: tens of thousands of objects, each of which many snapshots need."""
+    names = {f"{'ab' * 16}-{number:016x}.snap": "cd" * 32 for number in range(365)}
+    ordered = tuple(names)
+    touched = [ordered[first:] for first in range(0, 365, 30)]
+    damage = [Finding("object", f"{i:064x}", "missing", touched[i % len(touched)]) for i in range(50_000)]
+    checked = Checked(CheckReport(1, 2, 3, damage), names)
+    client, server = pair()
+    server.receive(joined(client.send(frames.Check(False, frames.PPM, False, b"", 0))))
+    server.next_event()
+    client.receive(joined(server.send(frames.Answer(values.encode(checked)))))
+    answer = client.next_event()
+    assert isinstance(answer, frames.Answer)
+    assert values.decode(Checked, answer.value) == checked
+    assert checked.standing == damage
