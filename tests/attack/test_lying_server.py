@@ -463,6 +463,6 @@ def test_a_snapshot_of_one_name_for_another(root: Path) -> None:
 
 def test_progress_of_any_kind_is_harmless() -> None:
     noise = [frames.Progress(kind, "x", 1 << 62, "y") for kind in ("begin", "advance", "note", "?")]
-    lie = [*noise, frames.Answer([])]
+    lie = [*noise, frames.Answer([[], []])]
     with lied_to(lambda asked: lie if isinstance(asked, frames.AskGaps) else []) as (repository, _):
         assert repository.gaps() == []
