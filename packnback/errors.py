@@ -150,7 +150,7 @@ class Refused(Failed):
 
 
 class ChainAlarm(Failed):
-    """The repository's head for this client is not what the client remembers (design §2).
+    """The repository's head for this client is not what the client remembers (`packnback.backup.state`).
 
     `state` is one of ``rollback``, ``in-use-elsewhere``, ``fork``.
     """

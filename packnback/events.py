@@ -33,7 +33,7 @@ class Progress(Protocol):
     """Where a long operation is. Called from any thread, often; implementations throttle themselves."""
 
     def begin(self, phase: str, total: int | None, unit: str) -> None:
-        """A phase starts. `total` is None when it cannot be known; `unit` is ``bytes`` or a plural noun."""
+        """A phase starts. `total` is None when it cannot be known; `unit` is ``bytes``, a plural noun, or empty."""
 
     def advance(self, amount: int) -> None:
         """`amount` more units of the current phase are done."""

@@ -28,7 +28,7 @@ RAW_LIMIT = 16 * MIB
 
 
 class Kind(IntEnum):
-    """Kinds of records (design §3)."""
+    """Kinds of records (docs/format.md)."""
 
     ENVELOPE = 0
     DATA = 1

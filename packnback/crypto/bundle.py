@@ -17,7 +17,6 @@ from packnback.crypto.sign import VERIFY_KEY_LEN
 from packnback.ids import ObjectClass
 
 BUNDLE_LEN = 2472
-OWNER_ID_LEN = 32
 _PREFIX = b"PNBO\x01\x00\x00\x00"
 
 

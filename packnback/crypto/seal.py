@@ -71,7 +71,7 @@ def seal_body(
     """Seal a padded payload: nonce (24) ‖ ciphertext ‖ tag (16), ready to be joined into a record.
 
     `header` is the record header, finished, with the length from `body_length`. `randomness` exists for
-    test vectors alone. The GIL is released while libsodium runs.
+    test vectors alone. The GIL is released while OpenSSL runs.
     """
     body = bytearray(body_length(padded))
     body[PADDED_AT : PADDED_AT + len(padded)] = padded

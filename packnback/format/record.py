@@ -139,7 +139,7 @@ def _check_header(magic: bytes, kind: int, level: int, flags: int, refs_count: i
 
 
 def check_kind_and_level(kind: int, level: int, refs_count: int) -> None:
-    """The rules of kind and level that a single record can break (design §3). Raises FormatDamage."""
+    """The rules of kind and level that a single record can break (docs/format.md). Raises FormatDamage."""
     if kind > Kind.METADATA:
         raise FormatDamage(_WHAT, f"kind {kind}")
     if level > LEVEL_LIMIT:

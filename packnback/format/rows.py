@@ -317,7 +317,7 @@ def decode_snapshot(key: bytes, value: bytes) -> SnapshotRow:
 def receipt_of_snapshot(key: bytes, value: bytes) -> tuple[int, int, int]:
     """(status, receipt time in ns, receipt counter) alone; zeros when the file is not GOOD or RELEASED.
 
-    Of two fields in fourteen, as there may be many snapshots.
+    Decodes three fields of fourteen: histories are long.
     """
     status = unseal("snapshots", key, value)[0]
     if status in (DAMAGED, NEWER):

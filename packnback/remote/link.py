@@ -48,7 +48,6 @@ class Stream:
         """What `items` take of the window (`frames.cost`)."""
         self.ended = False
         self.cancelled = False
-        self.envelope = b""
         self.reader = Bell()
         self.untold = 0
         """What was consumed of the window, and the far side has not been told of."""

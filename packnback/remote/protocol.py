@@ -37,7 +37,7 @@ _GREETING = b"packnback-wire "
 _GREETING_LIMIT = 32
 _HEAD = struct.Struct("<IB")
 _UNWELCOME_LIMIT = 64 * KIB
-"""What is not allowed anyway is not kept and decoded at any length: that is memory, and whose it is not tells."""
+"""A frame that will be refused anyway is neither kept nor decoded beyond this length: that would only cost memory."""
 _SHOWN = 300
 """Bytes of something else than a greeting that are told: a shell's complaint, a message of the day."""
 

@@ -11,8 +11,8 @@ from msgspec import Struct
 class Overwrite(StrEnum):
     """What to do where something stands already.
 
-    An existing directory is shared, never replaced; what a directory cannot replace it is never made of: neither
-    does a file take the place of a directory, nor a directory that of a symlink.
+    An existing directory is shared, never replaced. A file never takes the place of a directory, nor a directory that
+    of a symlink.
     """
 
     NEVER = "never"

@@ -8,8 +8,7 @@ configuration, and the chain header → metadata record → binding inside the s
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -20,7 +19,7 @@ from packnback.crypto.sign import verify_snapshot
 from packnback.format import metadata as metadata_format
 from packnback.format import record
 from packnback.format.metadata import Metadata
-from packnback.format.snapshot import Header, KeptHeader, SnapshotFile, decode_file, decode_header
+from packnback.format.snapshot import Header, SnapshotFile, decode_file
 from packnback.ids import TAG_LEN, ObjectClass, short
 from packnback.restore.objects import ObjectReader
 from packnback.store.interface import SnapshotInfo
@@ -131,39 +130,3 @@ def _open_metadata(reader: ObjectReader, file: SnapshotFile) -> Metadata:
 def _demand(info: SnapshotInfo, condition: bool, why: str) -> None:
     if not condition:
         raise errors.SnapshotDamage(info.id.hex(), why)
-
-
-class Gap(Struct, frozen=True):
-    """Snapshots of a client that should be there and are not, or a link that does not hold.
-
-    Missing are the sequence numbers `first` to `last`. When `first` > `last` none is missing, but the snapshot
-    `first` does not name the one before it that is there.
-    """
-
-    client_id: bytes
-    first: int
-    last: int
-
-
-def chain_gaps(infos: Iterable[SnapshotInfo], released: Iterable[KeptHeader] = ()) -> list[Gap]:
-    """Where the clients' chains of headers are broken, counted from sequence number 1. Pure.
-
-    `released` are the headers kept of snapshots that retention let go. An unbroken chain proves that nothing
-    in the middle was taken away; it says nothing about what may be missing at its end.
-    """
-    chains: dict[bytes, dict[int, tuple[bytes, bytes]]] = defaultdict(dict)
-    for kept in released:
-        header = decode_header(kept.header)
-        chains[header.client_id][header.sequence] = (kept.id, header.prev)
-    for info in infos:
-        chains[info.client_id][info.sequence] = (info.id, info.prev)
-    gaps = []
-    for client_id, links in sorted(chains.items()):
-        expected, previous = 1, bytes(32)
-        for sequence, (snapshot_id, prev) in sorted(links.items()):
-            if sequence != expected:
-                gaps.append(Gap(client_id, expected, sequence - 1))
-            elif prev != previous:
-                gaps.append(Gap(client_id, sequence, sequence - 1))
-            expected, previous = sequence + 1, snapshot_id
-    return gaps

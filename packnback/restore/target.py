@@ -1,4 +1,4 @@
-"""The directory below which everything lands, and nothing outside it (invariant I11).
+"""The directory below which everything lands, and nothing outside it.
 
 Paths from a snapshot are hostile, and so may be what already stands in the target, or what somebody swaps in
 while we write. So no path is ever handed to the system: every component is opened relative to the descriptor

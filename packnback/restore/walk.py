@@ -27,8 +27,6 @@ class Part(Struct, frozen=True):
     path: bytes
     part: int
     entries: list[Entry]
-    ids: list[bytes]
-    """The objects that the entries use."""
     detached: bool
     """Nothing is known of the directory itself: its parent's entry for it was lost."""
 
@@ -106,7 +104,7 @@ class _Walk:
                 raise _Refusal("names of one part do not come after those of the part before it")
             frame.last_name = entries[-1].name
             frame.directories.update(e.name for e in entries if e.type == DIRECTORY)
-        return Part(path, group.part, entries, list(group.ids), detached)
+        return Part(path, group.part, entries, detached)
 
     def _leave_and_check(self, path: bytes, part: int, lost: bool) -> bool:
         """Leave what does not lie above `path`; whether nothing is known of this directory. Raises _Refusal."""

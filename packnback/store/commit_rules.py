@@ -95,8 +95,8 @@ def check_root(txn: ReadTxn, file: SnapshotFile) -> None:
 def stamp(txn: ReadTxn, now_ns: int, bytes_published: int, *, self_stamped: bool) -> Receipt:
     """The receipt of the next snapshot: not before the newest one. Raises ClockRefused.
 
-    Whoever can write into the directory can make a file with the last counter that there is. Counters only order what
-    is listed; those behind it share that number, and the backups go on.
+    Whoever can write into the directory can make a file with the last counter that there is. From then on all
+    receipts carry it, and backups go on: counters only order what is listed.
     """
     newest = newest_receipt(txn)
     newest_ns = newest.received_ns

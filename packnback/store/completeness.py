@@ -33,7 +33,7 @@ class Completeness:
     def judge(self, object_id: bytes, kind: int, level: int, refs: Sequence[bytes]) -> bool:
         """Whether an object is complete. If it is not, that is noted, and for what it waits.
 
-        (One that refers to itself has a level that does not fit.)
+        One that refers to itself never is: no level fits.
         """
         txn = self._txn
         missing, highest, fits, allowed = [], 0, True, REF_KINDS[kind]

@@ -119,7 +119,7 @@ class Repository(Protocol):
         """Open a session for the client that the certificate names. Holds the lock shared."""
 
     def snapshots(self) -> list[SnapshotInfo]:
-        """Every snapshot file: live, forgotten and partial, oldest receipt first."""
+        """Every snapshot that can be read: live, forgotten and partial, oldest receipt first."""
 
     def read_snapshot(self, name: str) -> bytes:
         """A snapshot file's bytes (with receipt). Raises SnapshotUnknown."""

@@ -56,7 +56,7 @@ def create_local(path: str, owner_bundle: bytes, watch: Watch | None = None) -> 
         blobs = FileBlobStore(fs)
         if not blobs.exists(layout.README):
             blobs.publish(layout.README, [README_TEXT.encode()])
-        repository.create(blobs, path, owner_bundle, os.urandom, repository_id_of(blobs, path, owner_bundle))
+        repository.create(blobs, owner_bundle, os.urandom, repository_id_of(blobs, path, owner_bundle))
     except OSError as error:
         raise storage_error("make", path, error) from error
     finally:

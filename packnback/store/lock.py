@@ -46,7 +46,7 @@ _COMMAND_SHOWN_MAX: Final = 200
 _RANGE: Final = struct.Struct("hhqqi4x")
 """struct flock of 64-bit Linux."""
 _FENCE_AT: Final = 1 << 62
-"""The byte that an exclusive lock takes; others of the file are other people's (`packnback.remote.slots`)."""
+"""The byte that an exclusive lock takes, far behind everything that a lock on a stretch of the file would be for."""
 _UNWRITABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 

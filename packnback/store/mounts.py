@@ -1,6 +1,6 @@
 """Is a directory on a file system that other machines can write to at the same time?
 
-The answer decides how compaction deletes (design: "Remote file systems") and where the index lives, and the
+The answer decides how compaction deletes (`packnback.gc.condemn`) and where the index lives, and the
 two mistakes are not alike. Taking a remote file system for a local one loses data: no lock fences an unlink
 there. Taking a local one for remote costs a day of patience. So whatever is not known to be local is remote.
 """

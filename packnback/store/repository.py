@@ -290,7 +290,6 @@ class LocalRepository:
 
 def create(
     blobs: BlobStore,
-    location: str,
     owner_bundle: bytes,
     random: Callable[[int], bytes],
     repository_id: bytes | None = None,

@@ -308,9 +308,10 @@ class LocalSession:
 
     @property
     def _unfenced_deletion(self) -> bool:
-        """Whether somebody may delete whom the lock does not keep out: from here, or to whom the disk is exported.
+        """Whether a compaction may delete that our lock does not stop.
 
-        Or because the lock file was removed under us: where other tools leave stale locks behind, people learn that.
+        Because this is a network disk, or one that is exported as one, or because the lock file was removed under us:
+        where other tools leave stale locks behind, people learn that.
         """
         if not self._fenced or self._truth.blobs.list(layout.CONDEMNED):
             return True

@@ -121,7 +121,7 @@ def config_before_layout(patch: Patch) -> None:
     def faulty(self: World) -> repository.LocalRepository:
         drawn = iter((self_id,))
         self.disk.make_dir("tmp")
-        repository.create(self.blobs(), "", bundle, lambda length: next(drawn))
+        repository.create(self.blobs(), bundle, lambda length: next(drawn))
         layout.make_layout(self.disk)
         return self.repository()
 

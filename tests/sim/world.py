@@ -121,7 +121,7 @@ class World:
         """What ``packnback init`` does, with a repository id that is known beforehand."""
         make_layout(self.disk)
         drawn = iter((REPOSITORY_ID,))
-        repository.create(self.blobs(), LOCATION, OWNER.bundle.raw, lambda length: next(drawn))
+        repository.create(self.blobs(), OWNER.bundle.raw, lambda length: next(drawn))
         return self.repository()
 
     # --- the power cut ---------------------------------------------------------------------------------------

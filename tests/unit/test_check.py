@@ -22,11 +22,13 @@ from packnback.format.record import parse
 from packnback.format.snapshot import marker_name
 from packnback.gc.compact import CompactOptions, compact
 from packnback.gc.forget import forget
+from packnback.gc.whatif import what_if
 from packnback.ids import Kind, ObjectClass
 from packnback.store import layout, lmdb_index, packer
 from packnback.store.blobs import FileBlobStore
-from packnback.store.check import check_structure
+from packnback.store.check import chain_findings, check_structure
 from packnback.store.damage import suspects_of
+from packnback.store.index import WriteTxn
 from packnback.store.local import create_local, open_local
 from packnback.store.packer import EnvelopeFacts, Packer
 from packnback.store.repair import repair
@@ -489,3 +491,32 @@ def test_rows_that_lookups_do_not_find_stop_a_compaction(
         assert {p.name for p in data_packs(repository)} == before
     compact(repository, CompactOptions(grace_ns=0, max_waste=0.0))
     assert not check_structure(repository).damage and not scrub(repository)
+
+
+def test_breaks_in_a_chain(repository: LocalRepository) -> None:
+    client = SmallClient(repository.config.repository_id)
+    for number in range(5):
+        with repository.session(client.certificate) as session:
+            client.backup(session, {"file": b"%d" % number})
+    prefix = client.key.client_id.hex()
+    index = repository.ports.index
+
+    def findings(change: Callable[[WriteTxn, list[bytes]], None]) -> list[tuple[str, str]]:
+        def body(txn: WriteTxn) -> list[tuple[str, str]]:
+            change(txn, [key for key, _ in txn.scan("snapshots")])
+            return [(finding.what.removeprefix(prefix), finding.why) for finding in chain_findings(txn)]
+
+        return what_if(index, body)
+
+    def relink(txn: WriteTxn, keys: list[bytes]) -> None:
+        row = rows.decode_snapshot(keys[2], txn.get("snapshots", keys[2]) or b"")
+        txn.put("snapshots", keys[2], rows.encode_snapshot(keys[2], replace(row, prev=bytes(32))))
+
+    def lose(*numbers: int) -> Callable[[WriteTxn, list[bytes]], None]:
+        return lambda txn, keys: [txn.delete("snapshots", keys[number]) for number in numbers] and None
+
+    assert findings(lose()) == []
+    assert findings(relink) == [(f"-{3:016x}", "does not continue the chain")]
+    assert findings(lose(1)) == [(f"-{2:016x}", "no header")]
+    assert findings(lose(0, 1, 2)) == [(f"-{1:016x}", f"no header, up to {3:016x}")]
+    assert findings(lose(4)) == [], "at its end only readers, who have seen it, can tell"

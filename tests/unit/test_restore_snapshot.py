@@ -10,9 +10,9 @@ from packnback import errors
 from packnback.crypto.sign import sign_snapshot
 from packnback.format import snapshot as format_snapshot
 from packnback.format.config import Config
-from packnback.format.snapshot import PARTIAL, KeptHeader, decode_file
+from packnback.format.snapshot import PARTIAL, decode_file
 from packnback.restore.objects import ObjectReader
-from packnback.restore.snapshot import Gap, Snapshot, chain_gaps, open_snapshot, resolve
+from packnback.restore.snapshot import Snapshot, open_snapshot, resolve
 from packnback.store.interface import SnapshotInfo
 
 
@@ -98,35 +98,3 @@ def test_words(client: Client) -> None:
 def test_latest_without_any_snapshot() -> None:
     with pytest.raises(errors.SnapshotUnknown):
         resolve("latest", [])
-
-
-def test_an_unbroken_chain_has_no_gaps(client: Client) -> None:
-    infos = [commit(client) for _ in range(5)]
-    assert chain_gaps(infos) == []
-    assert chain_gaps(reversed(infos)) == []
-
-
-def test_gaps_at_the_beginning_and_in_the_middle(client: Client) -> None:
-    infos = [commit(client) for _ in range(6)]
-    one = client.key.client_id
-    assert chain_gaps(infos[2:]) == [Gap(one, 1, 2)]
-    assert chain_gaps([infos[0], *infos[4:]]) == [Gap(one, 2, 4)]
-    assert chain_gaps([]) == []
-
-
-def test_released_headers_close_a_gap(client: Client) -> None:
-    infos = [commit(client) for _ in range(4)]
-    kept = []
-    for info in infos[:2]:
-        file = decode_file(client.repository.files[info.name])
-        assert file.receipt is not None
-        receipt = format_snapshot.encode_receipt(file.receipt)
-        kept.append(KeptHeader(file.header_bytes, file.signature, file.certificate, receipt))
-    assert chain_gaps(infos[2:], kept) == []
-    assert chain_gaps(infos[2:], kept[:1]) == [Gap(client.key.client_id, 2, 2)]
-
-
-def test_a_link_to_another_predecessor_is_told(client: Client) -> None:
-    infos = [commit(client) for _ in range(3)]
-    forged = replace(infos[1], id=b"\5" * 32)
-    assert chain_gaps([infos[0], forged, infos[2]]) == [Gap(client.key.client_id, 3, 2)]
