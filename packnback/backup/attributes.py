@@ -14,6 +14,7 @@ from packnback.backup.roots import Report
 from packnback.backup.walk import CALL_LIMIT
 from packnback.format.entry import NO_XATTRS
 from packnback.ids import KIB
+from packnback.oserrors import reason_of
 
 TOTAL_LIMIT = 256 * KIB
 """Most bytes of attributes of one file, names included; listings are made of entries of moderate size."""
@@ -78,5 +79,5 @@ class AttributeReader:
         """Report; False, to be returned. What has vanished is none of our business."""
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             which = f"extended attribute {name}" if name else "extended attributes"
-            self._report(path, f"{which}: {os.strerror(error.errno or 0)}")
+            self._report(path, f"{which}: {reason_of(error)}")
         return False

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import lmdb
 
+from packnback import lmdb_files
 from packnback.crypto.derive import H
 from packnback.crypto.keys import PutKey
 from packnback.errors import Failed, IndexDamage
 from packnback.ids import MIB
-from packnback.store import index_files
+from packnback.oserrors import reason_of
 
 if TYPE_CHECKING:
     from lmdb import _Database
@@ -158,7 +159,7 @@ class Cache:
                 pass
             return cls(path, *_open(path), mark)
         except OSError as error:
-            raise CacheFailed(f"{path}: {os.strerror(error.errno or 0)}") from error
+            raise CacheFailed(f"{path}: {reason_of(error)}") from error
         except (Failed, lmdb.Error) as error:
             raise CacheFailed(f"{path}: {error}") from error
 
@@ -173,7 +174,7 @@ class Cache:
         self._env.close()
         with suppress(Failed, OSError):
             if self._damaged:
-                index_files.destroy(self.directory)
+                lmdb_files.destroy(self.directory)
             os.unlink(self._mark)
 
     @contextmanager
@@ -199,7 +200,7 @@ class Cache:
 
 
 def _open(path: str) -> tuple[lmdb.Environment, dict[bytes, _Database]]:
-    index_files.reserve_lock_file(path)
+    lmdb_files.reserve_lock_file(path)
     size = MAP_SIZE
     while True:
         try:
@@ -232,7 +233,7 @@ def _judge(path: str) -> None:
     marks = [name for name in os.listdir(os.fsencode(path)) if name.startswith(_OPENED)]
     dead = [name for name in marks if not _runs(name[len(_OPENED) :])]
     if _is_suspicious(path, bool(dead)) and not _survives_reading(path):
-        index_files.destroy(path)
+        lmdb_files.destroy(path)
     for name in dead:
         with suppress(FileNotFoundError):  # somebody else has judged as well
             os.unlink(os.path.join(os.fsencode(path), name))
@@ -240,7 +241,7 @@ def _judge(path: str) -> None:
 
 def _is_suspicious(path: str, died: bool) -> bool:
     try:
-        facts = index_files.read_data_file(path)
+        facts = lmdb_files.read_data_file(path)
     except IndexDamage:
         return True
     return facts is not None and (died or facts.size < facts.expected_size)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
+from packnback import mounts
 from packnback.backup.attributes import AttributeReader
 from packnback.backup.bundle import Bundler
 from packnback.backup.cut import FILE_MIN
@@ -30,7 +31,7 @@ from packnback.backup.roots import Report
 from packnback.backup.runs import FileRuns
 from packnback.events import Watch
 from packnback.format.entry import NO_XATTRS, Entry
-from packnback.store import mounts
+from packnback.oserrors import reason_of
 
 LINKS_LIMIT = 1 << 16
 """Extents of files with several names that are remembered within a run."""
@@ -149,7 +150,7 @@ class FileReader:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._report(path, os.strerror(error.errno or 0))
+            self._report(path, reason_of(error))
             return None
         if stored is None:
             self._report(path, "was replaced by another file during the backup")

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from packnback.errors import NothingToBackUp
 from packnback.format.listing import path_key
+from packnback.oserrors import reason_of
 
 Report = Callable[[bytes, str], None]
 """Told of a path (absolute) that could not be backed up, and why."""
@@ -44,7 +45,7 @@ def resolve(paths: Sequence[bytes], report: Report) -> Roots:
         try:
             status = os.lstat(path)
         except OSError as error:
-            report(path, os.strerror(error.errno or 0))
+            report(path, reason_of(error))
             continue
         # Sorted like this, everything below a root comes directly after it.
         outer = found[-1] if found and _is_below(path, found[-1]) else None

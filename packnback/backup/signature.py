@@ -28,10 +28,10 @@ from collections.abc import Iterable
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
+from packnback import mounts
 from packnback.backup.cache_rows import SIGNATURE_LEN
 from packnback.backup.walk import Part
 from packnback.crypto.derive import MAC
-from packnback.store import mounts
 
 # fmt: off
 _FULL_STAMPS = frozenset({"bcachefs", "btrfs", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"})

@@ -11,7 +11,6 @@ and syncs the directory; a lock file beside it, which is never replaced, lets on
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import posixpath
@@ -24,10 +23,10 @@ from blake3 import blake3
 from packnback.errors import FormatDamage, StateDamaged, StorageFailed
 from packnback.format import cbor
 from packnback.ids import CHECKSUM_LEN
+from packnback.oserrors import failure, sync_directory
 
 _MAGIC = b"PNBS\x01"
 _FRONT_LEN = 8
-_NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EOPNOTSUPP}
 
 
 def state_directory() -> bytes:
@@ -104,8 +103,7 @@ class StateFile:
         try:
             yield
         except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise StorageFailed(operation, os.fsdecode(self.path), reason) from error
+            raise failure(operation, os.fsdecode(self.path), error) from error
 
 
 def _make_directory(path: bytes) -> None:
@@ -124,10 +122,6 @@ def _make_directory(path: bytes) -> None:
 def _sync_directory(path: bytes) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
-    except OSError as error:
-        # Some network file systems, where homes may stand, cannot sync a directory.
-        if error.errno not in _NO_DIRECTORY_SYNC:
-            raise
+        sync_directory(fd)
     finally:
         os.close(fd)

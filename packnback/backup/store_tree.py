@@ -32,6 +32,7 @@ from packnback.crypto.keys import PutKey
 from packnback.errors import StorageFailed
 from packnback.events import Watch
 from packnback.format.entry import BLOCK, CHAR, DIRECTORY, FIFO, FILE, NO_XATTRS, SOCKET, SYMLINK, TARGET_LIMIT, Entry
+from packnback.oserrors import reason_of
 
 _TYPE_MASK = 0o170000
 _TYPES = {
@@ -111,7 +112,7 @@ class TreeStore:
         try:
             content = self._files.store_unsized(source.name, source.read)
         except OSError as error:
-            raise StorageFailed("read", os.fsdecode(source.name), os.strerror(error.errno or 0)) from error
+            raise StorageFailed("read", os.fsdecode(source.name), reason_of(error)) from error
         source.finish()
         self._backlog.add_entries(b"", [entry], [(entry, content)] if content else [])
 
@@ -232,7 +233,7 @@ class TreeStore:
             except FileNotFoundError:
                 return False
             except OSError as error:
-                self._report(path, os.strerror(error.errno or 0))
+                self._report(path, reason_of(error))
                 return False
             if not 0 < len(entry.target) <= TARGET_LIMIT:
                 self._report(path, f"is a symbolic link to a name of {len(entry.target)} bytes")

@@ -27,6 +27,7 @@ from packnback.backup.itself import Identity
 from packnback.backup.roots import Report, Roots, RootTree
 from packnback.format.entry import NAME_LIMIT
 from packnback.format.listing import PATH_LIMIT
+from packnback.oserrors import reason_of
 
 PART_MIN = 1024
 """A directory of at most this many names is never split."""
@@ -235,7 +236,7 @@ class Walk:
                 below.append(_Pending(prefix + name, None, status.st_dev, status.st_ino))
 
     def _failed(self, path: bytes, error: OSError) -> None:
-        self._report(path, os.strerror(error.errno or 0))
+        self._report(path, reason_of(error))
 
 
 def open_directory(path: bytes, flags: int) -> int:

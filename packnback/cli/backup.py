@@ -16,6 +16,7 @@ from packnback.cli.output import path_fields, shown_path
 from packnback.cli.quantities import counted, parse_compression, parse_tag, rfc3339, shown_duration, shown_size
 from packnback.errors import NotAllowed, StorageFailed, UsageError, WrongOwner
 from packnback.ids import short
+from packnback.oserrors import reason_of
 
 if TYPE_CHECKING:
     from packnback.backup.save import SaveResult
@@ -110,7 +111,7 @@ def _walk_options(
             with open(name, "rb") as file:
                 patterns += read_patterns(file.read())
         except OSError as error:
-            raise StorageFailed("read", name, os.strerror(error.errno or 0)) from error
+            raise StorageFailed("read", name, reason_of(error)) from error
     return WalkOptions(
         excludes=Excludes(patterns),
         exclude_caches=exclude_caches,

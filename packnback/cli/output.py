@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from shutil import get_terminal_size
 from typing import Any
 
+from packnback.oserrors import reason_of
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What JSON leaves as it is, and a terminal may take for a command, or turn round."""
@@ -84,7 +86,7 @@ class Output:
         except BrokenPipeError:
             raise OutputClosed from None
         except OSError as error:
-            raise OutputFailed(os.strerror(error.errno or 0)) from error
+            raise OutputFailed(reason_of(error)) from error
 
     def flush(self) -> None:
         """Hand over what is buffered. Raises OutputClosed, OutputFailed."""
@@ -93,7 +95,7 @@ class Output:
         except BrokenPipeError:
             raise OutputClosed from None
         except OSError as error:
-            raise OutputFailed(os.strerror(error.errno or 0)) from error
+            raise OutputFailed(reason_of(error)) from error
 
     def _write(self, text: str) -> None:
         try:
@@ -101,7 +103,7 @@ class Output:
         except BrokenPipeError:
             raise OutputClosed from None
         except OSError as error:
-            raise OutputFailed(os.strerror(error.errno or 0)) from error
+            raise OutputFailed(reason_of(error)) from error
 
 
 def discard_stdout() -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 
 from packnback import errors
+from packnback.oserrors import reason_of
 
 COMMAND_VARIABLE = "PACKNBACK_PASSPHRASE_COMMAND"
 _ATTEMPTS = 3
@@ -35,7 +36,7 @@ def from_file(path: str) -> bytes:
         with open(path, "rb") as file:
             return _checked(file.read(1 << 16), path)
     except OSError as error:
-        raise errors.PassphraseSourceFailed(path, os.strerror(error.errno or 0)) from error
+        raise errors.PassphraseSourceFailed(path, reason_of(error)) from error
 
 
 def from_command(command: str) -> bytes:
@@ -46,7 +47,7 @@ def from_command(command: str) -> bytes:
         words = shlex.split(command)
         ran = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
     except (OSError, ValueError, IndexError) as error:
-        why = os.strerror(error.errno or 0) if isinstance(error, OSError) else "it is not a command"
+        why = reason_of(error) if isinstance(error, OSError) else "it is not a command"
         raise errors.PassphraseSourceFailed(COMMAND_VARIABLE, why) from None
     if ran.returncode != 0:
         raise errors.PassphraseSourceFailed(COMMAND_VARIABLE, f"status {ran.returncode}")

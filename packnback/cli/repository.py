@@ -16,6 +16,7 @@ from packnback.cli.look import open_all
 from packnback.cli.options import Command, family
 from packnback.cli.quantities import counted, parse_percent, shown_size
 from packnback.errors import AlreadyExists, FormatDamage, KeyCannot, StorageFailed, UsageError
+from packnback.oserrors import reason_of
 
 if TYPE_CHECKING:
     from packnback.crypto.bundle import OwnerBundle
@@ -239,7 +240,7 @@ def _read_ids(path: str) -> list[bytes]:
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = file.readlines()
     except OSError as error:
-        raise StorageFailed("read", path, os.strerror(error.errno or 0)) from error
+        raise StorageFailed("read", path, reason_of(error)) from error
     ids = []
     for number, line in enumerate(lines, 1):
         found = line.split()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -17,6 +16,7 @@ from packnback.cli.output import path_fields, shown_path
 from packnback.cli.quantities import counted, rfc3339, shown_duration, shown_size
 from packnback.errors import StorageFailed, UsageError
 from packnback.ids import short
+from packnback.oserrors import reason_of
 
 if TYPE_CHECKING:
     from packnback.cli.context import Context
@@ -160,7 +160,7 @@ def _create(path: str) -> TextIO:
     try:
         return open(path, "w", encoding="ascii")
     except OSError as error:
-        raise StorageFailed("write", path, os.strerror(error.errno or 0)) from error
+        raise StorageFailed("write", path, reason_of(error)) from error
 
 
 def _tell_verified(context: Context, result: VerifyResult) -> None:

@@ -21,6 +21,7 @@ from packnback import errors
 from packnback.crypto.keybody import Key
 from packnback.crypto.keytext import decode_key, encode_key
 from packnback.crypto.passphrase import DEFAULT_COST, Cost
+from packnback.oserrors import failure, sync_directory
 
 __all__ = ["Key", "change_passphrase", "read_key", "write_key"]
 
@@ -28,7 +29,6 @@ SIZE_LIMIT = 64 * 1024
 """Bytes; the longest key file there is has about 4500."""
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EOPNOTSUPP}
 
 
 def read_key(path: str, passphrase: Callable[[], bytes] | None = None) -> Key:
@@ -137,19 +137,13 @@ def _storage_errors(operation: str, path: str) -> Iterator[None]:
     except FileExistsError as error:
         raise errors.AlreadyExists(path) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise errors.DiskFull(path) from error
-        raise errors.StorageFailed(operation, path, os.strerror(error.errno or errno.EIO)) from error
+        raise failure(operation, path, error) from error
 
 
 def _sync_directory(path: str) -> None:
     with _storage_errors("sync the directory of", path):
         descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
-        except OSError as error:
-            # Some network file systems cannot sync a directory; they make names durable on their own.
-            if error.errno not in _NO_DIRECTORY_SYNC:
-                raise
+            sync_directory(descriptor)
         finally:
             os.close(descriptor)

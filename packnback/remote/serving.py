@@ -11,6 +11,7 @@ from functools import partial
 
 from packnback.errors import PacknbackError, StorageFailed
 from packnback.events import Watch
+from packnback.oserrors import reason_of
 from packnback.remote import failures, frames
 from packnback.remote.channel import Channel
 from packnback.remote.frames import Side
@@ -63,7 +64,7 @@ def _room(path: str) -> int:
     try:
         found = os.statvfs(path)
     except OSError as error:
-        raise StorageFailed("look at", path, os.strerror(error.errno or 0)) from error
+        raise StorageFailed("look at", path, reason_of(error)) from error
     if found.f_files and found.f_favail < _FILES_KEPT:
         return 0
     return found.f_bavail * found.f_frsize

@@ -20,8 +20,9 @@ from contextlib import ExitStack, contextmanager
 from blake3 import blake3
 
 from packnback.errors import Refused, StorageFailed
+from packnback.mounts import is_remote
+from packnback.oserrors import reason_of
 from packnback.store.layout import SESSIONS
-from packnback.store.mounts import is_remote
 
 SESSIONS_MAX = 4
 _FLOCK = struct.Struct("hhqqi4x")
@@ -60,7 +61,7 @@ def session_slot(root: str, client_id: bytes) -> Iterator[None]:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise StorageFailed("lock", path, os.strerror(error.errno or 0)) from error
+        raise StorageFailed("lock", path, reason_of(error)) from error
     try:
         first = int.from_bytes(blake3(client_id).digest(7), "little") * SESSIONS_MAX
         if not any(_try_lock(fd, first + slot) for slot in range(SESSIONS_MAX)):

@@ -23,6 +23,7 @@ from msgspec import Struct
 from packnback.errors import RemoteFailed, UsageError
 from packnback.events import Progress
 from packnback.ids import KIB
+from packnback.oserrors import reason_of
 from packnback.remote.channel import Channel
 
 VARIABLE = "PACKNBACK_SSH"
@@ -108,7 +109,7 @@ class SshTransport:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
             )
         except OSError as error:
-            why = f"{command[0]}: {os.strerror(error.errno or 0)}"
+            why = f"{command[0]}: {reason_of(error)}"
             raise RemoteFailed(target.host, "no-ssh", why, target.address) from error
         assert self._process.stdin and self._process.stdout
         self.channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno(), may_give_up=True)

@@ -24,6 +24,7 @@ from msgspec import Struct
 from packnback import errors
 from packnback.format.entry import NAME_LIMIT, Entry
 from packnback.ids import MIB
+from packnback.oserrors import NO_HARD_LINKS, NO_SPACE
 from packnback.restore.attributes import Ownership, apply_to_fd, put_right
 from packnback.restore.locate import ContentCheck
 from packnback.restore.look import join
@@ -36,9 +37,6 @@ DAMAGED = b".damaged"
 SALVAGES_MAX = 100
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS))
-"""A file cannot have two names, or no more of them, on this file system."""
-_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 class FileTask(Struct, eq=False):
@@ -287,7 +285,7 @@ def give_name(folder: int, temporary: bytes, name: bytes, *, replace: bool) -> N
     try:
         os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in NO_LINKS:
+        if error.errno not in NO_HARD_LINKS:
             raise
         if _stands(folder, name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
@@ -310,7 +308,7 @@ def _kind(error: Exception) -> Trouble:
 
 def _stop_if_full(path: bytes, error: Exception) -> None:
     """Raise DiskFull if that is what `error` says: going on would fail for every other file as well."""
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
         raise errors.DiskFull(path.decode(errors="replace")) from error
 
 

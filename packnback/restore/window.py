@@ -18,9 +18,10 @@ from packnback import errors
 from packnback.events import Progress
 from packnback.format.entry import FILE, Entry
 from packnback.ids import MIB
+from packnback.oserrors import NO_HARD_LINKS
 from packnback.restore.closing import Closer
 from packnback.restore.directories import Frame
-from packnback.restore.files import NO_LINKS, FileTask, FileWriter, report_failure
+from packnback.restore.files import FileTask, FileWriter, report_failure
 from packnback.restore.locate import ContentCheck, Delivery, Plan, deliver
 from packnback.restore.look import join
 from packnback.restore.objects import ObjectReader
@@ -32,7 +33,7 @@ WINDOW_LIMIT = 1 << 15
 """Files, links or finished directories in one window."""
 
 
-_NO_LINKS_HERE = NO_LINKS | {errno.EXDEV}
+_NO_LINKS_HERE = NO_HARD_LINKS | {errno.EXDEV}
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 

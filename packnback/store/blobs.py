@@ -35,11 +35,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from packnback.errors import AlreadyExists, BlobMissing, DiskFull, PacknbackError, Poisoned, StorageFailed, Unreadable
+from packnback.errors import AlreadyExists, BlobMissing, PacknbackError, Poisoned, Unreadable
+from packnback.oserrors import failure, reason_of
 from packnback.store.fs import Buffer, FileSystem, parent_of
 from packnback.store.layout import TMP, is_foreign
 
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EREMOTEIO})
 """What reading says of a bad sector, or of a block whose checksum the file system found wrong."""
 _NO_FILE = frozenset({errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO})
@@ -231,11 +231,9 @@ class FileBlobStore:
 
 def storage_error(operation: str, path: str, error: OSError) -> PacknbackError:
     """The error of ours that says what the operating system said."""
-    if error.errno in _DISK_FULL:
-        return DiskFull(path)
     if error.errno in {"read": _UNREADABLE | _NO_FILE, "size": _NO_FILE}.get(operation, frozenset()):
-        return Unreadable(operation, path, error.strerror or str(error))
-    return StorageFailed(operation, path, error.strerror or str(error))
+        return Unreadable(operation, path, reason_of(error))
+    return failure(operation, path, error)
 
 
 @contextmanager

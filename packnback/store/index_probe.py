@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from packnback import errors
 from packnback.ids import MIB
+from packnback.oserrors import reason_of
 from packnback.store.index import TABLES, ReadTxn, WriteTxn
 
 _DAMAGED = 4
@@ -37,7 +38,7 @@ def probe(directory: str, timeout_s: float = _TIMEOUT_S) -> str | None:
     except subprocess.TimeoutExpired:
         return f"not read within {timeout_s:g} s"
     except OSError as error:
-        raise errors.StorageFailed("run", sys.executable, os.strerror(error.errno or 0)) from error
+        raise errors.StorageFailed("run", sys.executable, reason_of(error)) from error
     if child.returncode == 0:
         return None
     if child.returncode < 0:

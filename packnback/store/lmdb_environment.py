@@ -9,7 +9,7 @@ The rules that LMDB leaves to its callers, and where they are kept:
 - Opening compares the inodes at the path before and after; each transaction compares those of the open files with
   those at the path. Somebody may have thrown the index away: then the new files are opened, and `generation` tells.
 - A file that is shorter than it says is read by a child process before it is mapped here; the lock file gets all
-  its disk space before it is mapped (`packnback.store.index_files`).
+  its disk space before it is mapped (`packnback.lmdb_files`).
 - A full disk is `errors.DiskFull`, and leaves the index usable. Any other failed write poisons the environment:
   what the kernel has kept of it is unknown.
 """
@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from packnback import errors
+from packnback import errors, lmdb_files
 from packnback.ids import KIB
-from packnback.store import index_files
+from packnback.oserrors import NO_ROOM
 from packnback.store.index import TABLES
 from packnback.store.index_probe import probe
 from packnback.store.txn_gate import TransactionGate
@@ -54,17 +54,17 @@ _DAMAGE = (
 )
 
 
-def _read_facts(directory: str, *, check_size: bool) -> index_files.DataFile | None:
+def _read_facts(directory: str, *, check_size: bool) -> lmdb_files.DataFile | None:
     """What the data file says; a child process has the last word on one that is too short.
 
     (LMDB does not promise to write a last page that was freed before it was committed.)
     """
-    facts = index_files.read_data_file(directory)
+    facts = lmdb_files.read_data_file(directory)
     if check_size and facts is not None and facts.size < facts.expected_size:
         why = probe(directory)
         if why is not None:
             raise errors.IndexDamage(
-                index_files.data_path(directory), f"{facts.size} of {facts.expected_size} bytes; {why}"
+                lmdb_files.data_path(directory), f"{facts.size} of {facts.expected_size} bytes; {why}"
             )
     return facts
 
@@ -109,7 +109,7 @@ class Environment:
         self.generation = 0
         self.tables: dict[str, _Database] = {}
         self.map_size = map_size
-        self.identity: index_files.Identity | None = None
+        self.identity: lmdb_files.Identity | None = None
         self._check_size = check_size
         self._durable = durable
         self._pid = os.getpid()
@@ -131,8 +131,8 @@ class Environment:
             if facts is not None:
                 least = max(least, facts.expected_size)
                 wanted = max(wanted, least, facts.map_size)
-            index_files.reserve_lock_file(self.directory)
-            before = index_files.identity(self.directory)
+            lmdb_files.reserve_lock_file(self.directory)
+            before = lmdb_files.identity(self.directory)
             self._env = _map(self.directory, wanted, least, durable=self._durable)
             self._env.reader_check()
             self.tables = _open_tables(self._env)
@@ -140,7 +140,7 @@ class Environment:
         except lmdb.Error as error:
             self.unmap()
             raise self.explained("open", error) from error
-        self.identity = index_files.identity(self.directory)
+        self.identity = lmdb_files.identity(self.directory)
         return self.identity.lock == before.lock and before.data in (None, self.identity.data)
 
     def unmap(self) -> None:
@@ -154,10 +154,10 @@ class Environment:
         with self.gate.exclusive():
             if self._stale or self.map_size < least:
                 # An inode number cannot be taken by another file before the one that we have open is closed.
-                standing, opened = index_files.identity(self.directory), self.identity
+                standing, opened = lmdb_files.identity(self.directory), self.identity
                 self._stale, self.identity = True, None
                 self.unmap()
-                index_files.make_directory(self.directory)
+                lmdb_files.make_directory(self.directory)
                 self._open(max(self.map_size, least), least)
                 if not opened == standing == self.identity:
                     self.generation += 1
@@ -194,7 +194,7 @@ class Environment:
         except lmdb.Error as error:
             raise self.explained("begin", error) from error
         try:
-            replaced = index_files.identity(self.directory) != self.identity
+            replaced = lmdb_files.identity(self.directory) != self.identity
         except BaseException:
             txn.abort()
             raise
@@ -219,7 +219,7 @@ class Environment:
         """Remove the files; the next transaction makes new ones."""
         with self.gate.exclusive():
             self.unmap()
-            index_files.destroy(self.directory)
+            lmdb_files.destroy(self.directory)
             self._stale, self._poisoned = True, False
 
     @property
@@ -238,13 +238,13 @@ class Environment:
 
     def explained(self, operation: str, error: lmdb.Error) -> Exception:
         """The tree's error for LMDB's. A full disk reaches LMDB as a short write, which it calls EIO."""
-        path = index_files.data_path(self.directory)
+        path = lmdb_files.data_path(self.directory)
         if isinstance(error, _DAMAGE):
             return errors.IndexDamage(path, str(error))
         said = str(error)
-        if isinstance(error, lmdb.DiskError) or any(said.endswith(os.strerror(c)) for c in index_files.NO_ROOM):
+        if isinstance(error, lmdb.DiskError) or any(said.endswith(os.strerror(c)) for c in NO_ROOM):
             return errors.DiskFull(path)
-        if said.endswith(os.strerror(errno.EIO)) and not index_files.has_room(self.directory):
+        if said.endswith(os.strerror(errno.EIO)) and not lmdb_files.has_room(self.directory):
             return errors.DiskFull(path)
         return errors.StorageFailed(operation, path, said)
 
@@ -257,10 +257,10 @@ _attaching = threading.Lock()
 
 def attach(directory: str, map_size: int, *, check_size: bool, durable: bool) -> Environment:
     """The environment of `directory`, opened unless this process has it open under this or another name."""
-    index_files.make_directory(directory)
+    lmdb_files.make_directory(directory)
     path = os.path.realpath(directory)
     with _attaching:
-        standing = index_files.identity(path)
+        standing = lmdb_files.identity(path)
         for environment in _environments:
             same_files = standing.data is not None and environment.identity == standing
             if environment.directory == path or same_files:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import lmdb
 
-from packnback.store import index_files
+from packnback import lmdb_files
 from packnback.store.index import KEY_LIMIT, ReadTxn, T, WriteTxn
 from packnback.store.index_probe import probe
 from packnback.store.lmdb_environment import MAP_SIZE, Environment, attach, detach
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAP_SIZE", "LmdbIndex", "destroy", "probe"]
 
-destroy = index_files.destroy
+destroy = lmdb_files.destroy
 
 
 # --- transactions --------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class LmdbIndex:
         directory: str,
         *,
         map_size: int = MAP_SIZE,
-        ballast_bytes: int = index_files.BALLAST_BYTES,
+        ballast_bytes: int = lmdb_files.BALLAST_BYTES,
         check_size: bool = True,
         durable: bool = True,
     ) -> Self:
@@ -204,11 +204,11 @@ class LmdbIndex:
 
     def release_ballast(self) -> None:
         """See `Index.release_ballast`."""
-        index_files.release_ballast(self._attached().directory)
+        lmdb_files.release_ballast(self._attached().directory)
 
     def restore_ballast(self) -> bool:
         """See `Index.restore_ballast`."""
-        return index_files.restore_ballast(self._attached().directory, self._ballast_bytes)
+        return lmdb_files.restore_ballast(self._attached().directory, self._ballast_bytes)
 
     def close(self) -> None:
         """See `Index.close`. In a forked child this leaves the parent's environment alone."""

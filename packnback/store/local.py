@@ -17,16 +17,18 @@ from typing import Self
 
 import platformdirs
 
+from packnback import lmdb_files
 from packnback.errors import AlreadyExists, DiskFull, IndexDamage, NotARepository, PacknbackError, StorageFailed
 from packnback.events import Watch
-from packnback.store import index_files, layout, repository
-from packnback.store.blobs import FileBlobStore, storage_error
+from packnback.mounts import is_remote
+from packnback.oserrors import failure, reason_of
+from packnback.store import layout, repository
+from packnback.store.blobs import FileBlobStore
 from packnback.store.index import Index
 from packnback.store.index_probe import probe
 from packnback.store.lmdb_index import LmdbIndex
 from packnback.store.lock import FileLocks
 from packnback.store.lost_config import repository_id_of
-from packnback.store.mounts import is_remote
 from packnback.store.osfs import OsFileSystem, make_root
 from packnback.store.readme import README_TEXT
 from packnback.store.repository import LocalRepository, Ports
@@ -45,7 +47,7 @@ def create_local(path: str, owner_bundle: bytes, watch: Watch | None = None) -> 
     try:
         make_root(path)
     except OSError as error:
-        raise storage_error("make", path, error) from error
+        raise failure("make", path, error) from error
     ours = {*layout.DIRECTORIES, layout.README, layout.LOCK, layout.GATE, layout.SESSIONS, INDEX}
     strangers = set(os.listdir(path)) - ours - {"lost+found"}
     if strangers:
@@ -58,7 +60,7 @@ def create_local(path: str, owner_bundle: bytes, watch: Watch | None = None) -> 
             blobs.publish(layout.README, [README_TEXT.encode()])
         repository.create(blobs, owner_bundle, os.urandom, repository_id_of(blobs, path, owner_bundle))
     except OSError as error:
-        raise storage_error("make", path, error) from error
+        raise failure("make", path, error) from error
     finally:
         fs.close()
     return open_local(path, watch)
@@ -86,7 +88,7 @@ def open_local(
             ports = Ports(blobs, index, locks, time.time_ns, os.urandom, _scratch_index, watch, not remote, makeshift)
             return LocalRepository(path, config, ports, resources.pop_all())
     except OSError as error:
-        raise storage_error("open", path, error) from error
+        raise failure("open", path, error) from error
 
 
 def _open_index(path: str, repository_id: bytes) -> tuple[LmdbIndex, bool]:
@@ -99,12 +101,12 @@ def _open_index(path: str, repository_id: bytes) -> tuple[LmdbIndex, bool]:
             return LmdbIndex.open(directory), False
         except IndexDamage:
             # It is a view of the directories and nothing more: reconcile fills it again.
-            index_files.destroy(directory)
+            lmdb_files.destroy(directory)
             return LmdbIndex.open(directory), False
     except DiskFull:
         # What there is of it takes room that those need who make some.
         with suppress(PacknbackError):
-            index_files.destroy(directory)
+            lmdb_files.destroy(directory)
         return _TemporaryIndex.make(), True
 
 
@@ -116,12 +118,12 @@ def mend_index(path: str, wait_s: float) -> str | None:
     path = os.path.abspath(path)
     repository_id = _repository_id(path)
     directory = index_directory(path, repository_id) if repository_id is not None else None
-    if directory is None or not os.path.exists(index_files.data_path(directory)):
+    if directory is None or not os.path.exists(lmdb_files.data_path(directory)):
         return None
     why = probe(directory)
     if why is not None:
         with FileLocks(path, remote=is_remote(path)).exclusive(wait_s):
-            index_files.destroy(directory)
+            lmdb_files.destroy(directory)
     return why
 
 
@@ -142,7 +144,7 @@ def mend_layout(path: str, wait_s: float) -> int:
         with FileLocks(path, remote=is_remote(path)).exclusive(wait_s):
             layout.make_layout(fs)
     except OSError as error:
-        raise storage_error("make", path, error) from error
+        raise failure("make", path, error) from error
     finally:
         fs.close()
     return len(missing)
@@ -178,7 +180,7 @@ def index_directory(path: str, repository_id: bytes) -> str | None:
     try:
         os.makedirs(base, mode=0o700, exist_ok=True)
     except OSError as error:
-        raise StorageFailed("make", base, os.strerror(error.errno or 0)) from error
+        raise StorageFailed("make", base, reason_of(error)) from error
     return directory
 
 

@@ -37,7 +37,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from packnback.errors import Locked, StorageFailed
-from packnback.store.blobs import storage_error
+from packnback.oserrors import failure
 from packnback.store.layout import GATE, LOCK
 
 _FIRST_PAUSE_S: Final = 0.005
@@ -207,13 +207,13 @@ def _open_lock(path: str, reading: bool) -> int | None:
         return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
     except OSError as error:
         if not (reading and error.errno in _UNWRITABLE):
-            raise storage_error("lock", path, error) from error
+            raise failure("lock", path, error) from error
     try:
         return os.open(path, os.O_RDONLY | flags)
     except OSError as error:
         if error.errno in _UNWRITABLE or error.errno == errno.ENOENT:
             return None
-        raise storage_error("lock", path, error) from error
+        raise failure("lock", path, error) from error
 
 
 def _try_flock(fd: int, path: str, mode: int) -> bool:
@@ -222,7 +222,7 @@ def _try_flock(fd: int, path: str, mode: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        raise storage_error("lock", path, error) from error
+        raise failure("lock", path, error) from error
     return True
 
 
@@ -233,7 +233,7 @@ def _try_fence(fd: int, path: str) -> bool:
     except (BlockingIOError, PermissionError):  # fcntl(2): "EACCES or EAGAIN"
         return False
     except OSError as error:
-        raise storage_error("lock", path, error) from error
+        raise failure("lock", path, error) from error
     return True
 
 
@@ -244,7 +244,7 @@ def _is_at(fd: int, path: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise storage_error("lock", path, error) from error
+        raise failure("lock", path, error) from error
     return os.path.samestat(os.fstat(fd), there)
 
 

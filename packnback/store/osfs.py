@@ -26,13 +26,12 @@ from typing import Final
 
 from packnback.errors import Poisoned
 from packnback.events import Watch
+from packnback.oserrors import NO_HARD_LINKS, sync_directory
 from packnback.store.fs import Buffer, check_path, parent_of
 
 _FILE_MODE: Final = 0o600
 _DIRECTORY_MODE: Final = 0o700
 _IOV_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024)
-_NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-_NO_DIRECTORY_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 _RENAME_NOREPLACE: Final = 1
 
 
@@ -141,7 +140,7 @@ class OsFileSystem:
             if source == target or not self._same_file(source, target):
                 raise
         except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
+            if error.errno not in NO_HARD_LINKS:
                 raise
             self.size(source)  # link refuses directories with EPERM, too, and rename would move them
             _rename_noreplace(self._root_fd, source, target)
@@ -161,15 +160,13 @@ class OsFileSystem:
         """fsync of the directory, where the file system has such a thing."""
         fd = self._open_directory(path)
         try:
-            os.fsync(fd)
-        except OSError as error:
-            if error.errno not in _NO_DIRECTORY_SYNC:
-                raise
-            self._tell_unsyncable(error)
-        else:
-            self._watch.counters.fsyncs += 1
+            synced = sync_directory(fd)
         finally:
             os.close(fd)
+        if synced:
+            self._watch.counters.fsyncs += 1
+        else:
+            self._tell_unsyncable()
 
     def _open(self, path: str, flags: int) -> int:
         flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
@@ -188,12 +185,12 @@ class OsFileSystem:
         theirs = os.stat(target, dir_fd=self._root_fd, follow_symlinks=False)
         return os.path.samestat(ours, theirs)
 
-    def _tell_unsyncable(self, error: OSError) -> None:
+    def _tell_unsyncable(self) -> None:
         with self._told_lock:
             told, self._told_unsyncable = self._told_unsyncable, True
         if not told:
             self._watch.progress.note(
-                f"{self.root}: this file system cannot sync directories ({error.strerror}); "
+                f"{self.root}: this file system cannot sync directories; "
                 "after a power cut, names that were just written may be missing"
             )
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from packnback.store.index_files import storage_error
+from packnback.oserrors import failure
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def temporary(operation: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise storage_error(operation, _directory(), error) from error
+        raise failure(operation, _directory(), error) from error
 
 
 def _directory() -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from packnback.store import index_files, lmdb_environment
+from packnback import lmdb_files
+from packnback.store import lmdb_environment
 from packnback.store.lmdb_index import LmdbIndex
 
 
@@ -24,8 +25,8 @@ def test_an_index_that_is_replaced_while_it_is_opened(
     def throw_away() -> None:
         if not thrown:
             thrown.append(True)
-            index_files.destroy(directory)
-            for path in (index_files.data_path(directory), index_files.lock_path(directory)):
+            lmdb_files.destroy(directory)
+            for path in (lmdb_files.data_path(directory), lmdb_files.lock_path(directory)):
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
 
     def replaced(*arguments: Any, **options: Any) -> Any:
@@ -58,5 +59,5 @@ def test_the_lock_goes_before_the_data(tmp_path: Path, monkeypatch: pytest.Monke
         unlink(path)
 
     monkeypatch.setattr(os, "unlink", noted)
-    index_files.destroy(directory)
+    lmdb_files.destroy(directory)
     assert gone == ["lock.mdb", "data.mdb"]

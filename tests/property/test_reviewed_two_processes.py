@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from smallclient import OWNER, SmallClient
 
+from packnback import lmdb_files
 from packnback.gc.maintenance import CheckOptions, LocalMaintenance
 from packnback.store import check as check_module
-from packnback.store import index_files, packer
+from packnback.store import packer
 from packnback.store.index import Index
 from packnback.store.local import create_local
 from packnback.store.repository import LocalRepository
@@ -100,7 +101,7 @@ def test_an_index_thrown_away_during_a_reconcile_is_filled_again(
 
 def throw_away(repository: LocalRepository) -> None:
     directory = f"{repository.location}/index"
-    assert Path(index_files.data_path(directory)).exists()
+    assert Path(lmdb_files.data_path(directory)).exists()
     done: Any = subprocess.run([sys.executable, "-c", THROW_AWAY, directory], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -24,7 +24,7 @@ from packnback.backup.stream_source import DescriptorSource
 from packnback.backup.walk import WalkOptions
 from packnback.format.entry import FILE
 from packnback.ids import KIB, Kind
-from packnback.store.mounts import filesystem_type
+from packnback.mounts import filesystem_type
 
 SECOND = 10**9
 LATER = 1 << 62

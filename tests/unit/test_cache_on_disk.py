@@ -23,13 +23,13 @@ from packnback.events import Counters, Watch
 from packnback.gc.compact import CompactOptions, compact
 from packnback.gc.forget import forget
 from packnback.ids import KIB, MIB
+from packnback.mounts import filesystem_type
 from packnback.restore.objects import ObjectReader
 from packnback.restore.options import RestoreOptions
 from packnback.restore.restore import restore
 from packnback.restore.snapshot import open_snapshot
 from packnback.store.interface import SnapshotInfo
 from packnback.store.local import create_local
-from packnback.store.mounts import filesystem_type
 from packnback.store.repository import LocalRepository
 
 

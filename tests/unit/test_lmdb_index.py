@@ -18,8 +18,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from packnback import errors
-from packnback.store import index_files
+from packnback import errors, lmdb_files
 from packnback.store.index import TABLES, WriteTxn
 from packnback.store.lmdb_index import MAP_SIZE, LmdbIndex, destroy, probe
 
@@ -106,7 +105,7 @@ class TestPersistence:
     def test_the_lock_file_has_no_holes(self, filled: Path) -> None:
         """LMDB writes to it through a map: on a full disk a hole would be SIGBUS."""
         found = (filled / "lock.mdb").stat()
-        assert found.st_size == index_files.LOCK_FILE_BYTES
+        assert found.st_size == lmdb_files.LOCK_FILE_BYTES
         assert found.st_blocks * 512 >= found.st_size
 
 
@@ -130,7 +129,7 @@ class TestDamage:
             index.write(put(b"n", bytes([n])))
         index.close()
         os.truncate(directory / "data.mdb", used + (1 << 16))
-        facts = index_files.read_data_file(str(directory))
+        facts = lmdb_files.read_data_file(str(directory))
         assert facts is not None
         assert facts.size < facts.expected_size
         assert probe(str(directory)) is None
@@ -139,7 +138,7 @@ class TestDamage:
         index.close()
 
     def test_facts_of_the_data_file(self, filled: Path) -> None:
-        facts = index_files.read_data_file(str(filled))
+        facts = lmdb_files.read_data_file(str(filled))
         assert facts is not None
         assert facts.page_size == os.sysconf("SC_PAGESIZE")
         assert facts.size == facts.expected_size == (filled / "data.mdb").stat().st_size
@@ -622,7 +621,7 @@ class TestFailedWrites:
     ) -> None:
         """LMDB says EIO and there is room: the disk is dying, and what the kernel keeps of it is unknown."""
         index = open_index(filled)
-        monkeypatch.setattr(index_files, "has_room", lambda directory: True)
+        monkeypatch.setattr(lmdb_files, "has_room", lambda directory: True)
         file_size_limit(1 << 19)
         with pytest.raises(errors.StorageFailed) as caught:
             index.write(fill(5000))

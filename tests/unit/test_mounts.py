@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from packnback.store import mounts
-from packnback.store.mounts import filesystem_type, is_remote
+from packnback import mounts
+from packnback.mounts import filesystem_type, is_remote
 
 MOUNTINFO = """\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw

@@ -13,7 +13,6 @@ flags stand 6 bytes before its end, then ``struct MDB_meta`` of mdb.c.
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from contextlib import suppress
@@ -23,6 +22,7 @@ from msgspec import Struct
 
 from packnback import errors
 from packnback.ids import KIB, MIB
+from packnback.oserrors import NO_ROOM, failure
 
 BALLAST_BYTES = 1 * MIB
 """Held back at least; more as the index grows, since one transaction then changes more of it."""
@@ -30,8 +30,6 @@ _BALLAST_SHARE = 8
 _BALLAST_MOST = 64 * MIB
 LOCK_FILE_BYTES = 32 * KIB
 """LMDB makes of it what fits: 64 bytes for each of about 500 read transactions at a time."""
-
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _MAGIC = 0xBEEFC0DE
 _HEADER_SIZES = (16, 24)
@@ -71,13 +69,6 @@ def lock_path(directory: str) -> str:
     return os.path.join(directory, "lock.mdb")
 
 
-def storage_error(operation: str, path: str, error: OSError) -> errors.Failed:
-    """The tree's error for what the operating system said."""
-    if error.errno in NO_ROOM:
-        return errors.DiskFull(path)
-    return errors.StorageFailed(operation, path, os.strerror(error.errno or 0))
-
-
 def identity(directory: str) -> Identity:
     """Which files stand in `directory` now."""
     return Identity(_inode(data_path(directory)), _inode(lock_path(directory)))
@@ -89,7 +80,7 @@ def _inode(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise storage_error("stat", path, error) from error
+        raise failure("stat", path, error) from error
     return found.st_dev, found.st_ino
 
 
@@ -100,7 +91,7 @@ def make_directory(directory: str) -> None:
     except FileExistsError:
         pass
     except OSError as error:
-        raise storage_error("mkdir", directory, error) from error
+        raise failure("mkdir", directory, error) from error
 
 
 def read_data_file(directory: str) -> DataFile | None:
@@ -115,12 +106,12 @@ def read_data_file(directory: str) -> DataFile | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise storage_error("open", path, error) from error
+        raise failure("open", path, error) from error
     try:
         head = os.pread(fd, 64 * KIB + 256, 0)
         size = os.fstat(fd).st_size
     except OSError as error:
-        raise storage_error("read", path, error) from error
+        raise failure("read", path, error) from error
     finally:
         os.close(fd)
     return _newer_meta(head, size, path) if size else None
@@ -166,7 +157,7 @@ def reserve_lock_file(directory: str) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        raise storage_error("allocate", path, error) from error
+        raise failure("allocate", path, error) from error
 
 
 def has_room(directory: str) -> bool:
@@ -197,7 +188,7 @@ def release_ballast(directory: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise storage_error("unlink", path, error) from error
+        raise failure("unlink", path, error) from error
 
 
 def restore_ballast(directory: str, size: int) -> bool:
@@ -214,7 +205,7 @@ def restore_ballast(directory: str, size: int) -> bool:
             os.close(fd)
     except OSError as error:
         if error.errno not in NO_ROOM:
-            raise storage_error("allocate", path, error) from error
+            raise failure("allocate", path, error) from error
         release_ballast(directory)
         return False
     return True
@@ -232,4 +223,4 @@ def destroy(directory: str) -> None:
             with suppress(FileNotFoundError):
                 os.unlink(path)
         except OSError as error:
-            raise storage_error("unlink", path, error) from error
+            raise failure("unlink", path, error) from error
