@@ -31,6 +31,7 @@ from packnback.backup.cache_rows import (
     segment_key,
 )
 from packnback.ids import MIB
+from packnback.oserrors import reason_of
 from packnback.sorter import LIST_ROWS, Sorter
 
 CONTENTS_LIMIT = 1 << 23
@@ -71,7 +72,7 @@ class Spool:
         try:
             self._file = tempfile.TemporaryFile(dir=cache.directory, buffering=1 * MIB)  # noqa: SIM115  it lives as long as this
         except OSError as error:
-            raise CacheFailed(f"{cache.directory}: {error.strerror}") from error
+            raise CacheFailed(f"{cache.directory}: {reason_of(error)}") from error
 
     def part(self, key: bytes, value: bytes, uses: Mapping[bytes, Sequence[int]]) -> None:
         """A part of a directory. `uses`: usage key → (bytes that it uses more than before, the bundle's size)."""
@@ -111,7 +112,7 @@ class Spool:
             self._file.seek(0)
             self._file.truncate()
         except OSError as error:
-            raise CacheFailed(f"{self._cache.directory}: {error.strerror}") from error
+            raise CacheFailed(f"{self._cache.directory}: {reason_of(error)}") from error
 
     def close(self) -> None:
         """Forget what was not written."""
@@ -124,7 +125,7 @@ class Spool:
             self._file.write(len(data).to_bytes(4, "little"))
             self._file.write(data)
         except OSError as error:
-            raise CacheFailed(f"{self._cache.directory}: {error.strerror}") from error
+            raise CacheFailed(f"{self._cache.directory}: {reason_of(error)}") from error
 
     def _records(self) -> Iterator[list[object]]:
         while length := self._file.read(4):

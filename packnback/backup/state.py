@@ -151,12 +151,18 @@ class Chain:
                 head=_link(value["head"]),
                 intents=tuple(_link(intent) for intent in value["intents"]),
                 lost=value["lost"] is True,
-                subject=bytes(value.get("subject", b"")),
+                subject=_subject(value.get("subject", b"")),
                 accepted=tuple((int(time), str(verdict), str(why)) for time, verdict, why in value["accepted"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._file.damaged("it does not say what it should") from error
         return state
+
+
+def _subject(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise ValueError("no hash")
+    return value
 
 
 def _link(value: Any) -> Link:

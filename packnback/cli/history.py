@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from packnback.cli import words
 from packnback.cli.context import Context
 from packnback.cli.location import maintenance
-from packnback.errors import StorageFailed
+from packnback.errors import DiskFull, StorageFailed
 
 if TYPE_CHECKING:
     from packnback.backup.pins import Finding
@@ -52,7 +53,7 @@ def unaccepted(context: Context, repository_id: bytes, findings: Iterable[Damage
         accepted = memory.load()
         if mended := accepted - gaps:
             memory.strike(mended)
-    except StorageFailed as error:
+    except (DiskFull, StorageFailed) as error:
         _tell_forgetful(context, error)
         return findings
     return [f for f in findings if f.kind != CHAIN or (f.what, f.why) not in accepted]
@@ -101,17 +102,17 @@ def _rollbacks(context: Context, repository: Repository, infos: list[SnapshotInf
         findings = [f for f in compare(pins.load(), infos, released) if f.verdict is not ReaderVerdict.PRUNED]
         if not findings:
             pins.store(newest(infos))
-    except StorageFailed as error:
+    except (DiskFull, StorageFailed) as error:
         _tell_forgetful(context, error)
         return []
     names = {info.client_id: info.client for info in infos}
     return [_told(finding, names) for finding in findings]
 
 
-def _tell_forgetful(context: Context, error: StorageFailed) -> None:
+def _tell_forgetful(context: Context, error: DiskFull | StorageFailed) -> None:
     """A rescue system may have nowhere to remember things. That must not keep anybody from his files."""
     if context.settings.verbose:
-        context.reporter.note(f"what was seen cannot be remembered: {error.path}: {error.reason}")
+        context.reporter.note(f"what was seen cannot be remembered: {words.reason(error)}")
 
 
 def _told(finding: Finding, names: dict[bytes, str]) -> str:

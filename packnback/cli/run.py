@@ -16,13 +16,13 @@ from packnback.cli.interrupt import Interrupts
 from packnback.cli.options import LazyGroup
 from packnback.cli.output import Output, OutputClosed, OutputFailed, discard_stdout, escaped
 from packnback.cli.phrases import Words
-from packnback.errors import DiskFull, Locked, PacknbackError, RemoteFailed, StorageFailed
+from packnback.errors import DiskFull, Locked, PacknbackError, RemoteFailed
 
 DEBUG_VARIABLE = "PACKNBACK_DEBUG"
 _ABOUT = "Deduplicating, encrypted backups whose clients can only write."
 
 _NOTHING_LOST = "nothing that was stored before is lost; run it again"
-_STOPPERS = (DiskFull, StorageFailed, RemoteFailed, Locked)
+_STOPPERS = (DiskFull, RemoteFailed, Locked)
 """What ends a command in the middle that had begun well."""
 
 _FAMILIES = {

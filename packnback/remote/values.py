@@ -23,6 +23,8 @@ from packnback.store.repair import Repaired
 
 T = TypeVar("T", bound=Struct)
 _FINDINGS = "list[Finding]"
+_TOUCHES_MAX = 1 << 24
+"""Snapshots that all findings together name: a list that many share is short here, and told with each of them."""
 _CLIENT_LIMIT = 255
 """Characters of a client's name: no certificate has a longer one."""
 
@@ -62,15 +64,17 @@ def decode_findings(value: object) -> list[Finding]:
     if type(value) is not list or len(value) != 2 or type(value[0]) is not list or type(value[1]) is not list:
         raise ProtocolViolation("Finding", "not its fields")
     touched = [tuple(_items(str)(affects)) for affects in value[0]]
-    found = []
+    found, touches = [], 0
     for row in value[1]:
         if type(row) is not list or len(row) != len(Finding.__annotations__):
             raise ProtocolViolation("Finding", "not its fields")
         kind, what, why, number, pack = row
         if type(number) is not int or not 0 <= number < len(touched):
             raise ProtocolViolation("Finding", "affects")
-        found.append(decode(Finding, [kind, what, why, [], pack]))
-        found[-1] = replace(found[-1], affects=touched[number])
+        touches += len(touched[number])
+        if touches > _TOUCHES_MAX:
+            raise ProtocolViolation("Finding", "more than anybody could read")
+        found.append(replace(decode(Finding, [kind, what, why, [], pack]), affects=touched[number]))
     return found
 
 

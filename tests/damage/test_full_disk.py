@@ -54,6 +54,17 @@ def tree_of(top: Path, name: str, size: int) -> None:
         (top / name / f"small{number}").write_bytes(rng.randbytes(3000))
 
 
+def two_backups(program: Program, repo: Path, tree: Path) -> list[str]:
+    """A new repository, and the ids of two snapshots, of which the first holds most by itself."""
+    program("-r", repo, "init")
+    ids = []
+    for name, size in (("one", 9 * MIB), ("two", 3 * MIB)):
+        shutil.rmtree(tree, ignore_errors=True)
+        tree_of(tree, name, size)
+        ids.append(program("-r", repo, "--json", "backup", tree).json["snapshot"])
+    return ids
+
+
 def restored_is(program: Program, repo: Path, tree: Path, to: Path) -> bool:
     program("-r", repo, "restore", "latest", "--to", to)
     return contents(to / str(tree).lstrip("/")) == contents(tree)
@@ -62,12 +73,7 @@ def restored_is(program: Program, repo: Path, tree: Path, to: Path) -> bool:
 def test_backup_forget_and_compact(disk: Path, tmp_path: Path) -> None:
     program = Program(tmp_path / "home")
     repo, tree = disk / "repo", tmp_path / "tree"
-    program("-r", repo, "init")
-    tree_of(tree, "one", 9 * MIB)
-    first = program("-r", repo, "--json", "backup", tree).json["snapshot"]
-    shutil.rmtree(tree / "one")
-    tree_of(tree, "two", 3 * MIB)
-    second = program("-r", repo, "--json", "backup", tree).json["snapshot"]
+    first, second = two_backups(program, repo, tree)
     filler = fill(disk)
     tree_of(tree, "three", 6 * MIB)
 
@@ -120,12 +126,7 @@ def test_no_room_for_an_index(disk: Path, tmp_path: Path, room: int) -> None:
     """The index is gone, and another cannot be made, or not filled. Everything can be read all the same."""
     program = Program(tmp_path / "home")
     repo, tree = disk / "repo", tmp_path / "tree"
-    program("-r", repo, "init")
-    tree_of(tree, "one", 9 * MIB)
-    first = program("-r", repo, "--json", "backup", tree).json["snapshot"]
-    shutil.rmtree(tree / "one")
-    tree_of(tree, "two", 1 * MIB)
-    second = program("-r", repo, "--json", "backup", tree).json["snapshot"]
+    first, second = two_backups(program, repo, tree)
     for file in (repo / "index").iterdir():
         file.unlink()
     filler = fill(disk, leave=room)
@@ -143,6 +144,20 @@ def test_no_room_for_an_index(disk: Path, tmp_path: Path, room: int) -> None:
     program("-r", repo, "backup", tree)
     assert (repo / "index" / "data.mdb").stat().st_size
     assert program("-r", repo, "--json", "check", "--read-data").json["damage"] == []
+
+
+def test_a_full_home_keeps_nobody_from_his_files(disk: Path, tmp_path: Path) -> None:
+    """What this machine has seen of the repository cannot be remembered then."""
+    program = Program(tmp_path / "home")
+    repo, tree = tmp_path / "repo", tmp_path / "tree"
+    first, second = two_backups(program, repo, tree)
+    fill(disk)
+    program.environment["XDG_STATE_HOME"] = str(disk / "state")
+    told = program("-r", repo, "-v", "list")
+    assert first[:12] in told.text and "cannot be remembered: the disk is full" in told.err
+    program("-r", repo, "restore", second, "--to", tmp_path / "out")
+    assert contents(tmp_path / "out" / str(tree).lstrip("/")) == contents(tree)
+    assert program("-r", repo, "check").code == 0
 
 
 def test_a_restore_that_did_not_fit_is_told_how_to_go_on(disk: Path, tmp_path: Path) -> None:

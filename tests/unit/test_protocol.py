@@ -395,3 +395,12 @@ def test_the_worst_check_crosses_the_wire() -> None:
     assert isinstance(answer, frames.Answer)
     assert values.decode(Checked, answer.value) == checked
     assert checked.standing == damage
+
+
+def test_findings_that_nobody_could_read() -> None:
+    """Some MiB that would be told as some TiB."""
+    rows = [["object", "x", "missing", 0, b""]] * 100_000
+    with pytest.raises(ProtocolViolation):
+        values.decode_findings([[["name"] * 10_000], rows])
+    with pytest.raises(ProtocolViolation):
+        values.decode_findings([[["name"]], [["object", "x", "missing", 1, b""]]])
