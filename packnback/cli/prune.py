@@ -108,6 +108,7 @@ def compact(
         with reading(repository):
             names = {info.name: info.id.hex() for info in repository.snapshots()}
         done = maintenance(repository).compact(options)
+    context.reporter.close()
     if context.output.json:
         context.output.document(_compacted(done, names))
     _tell_compacted(context, done, dry_run=dry_run)
@@ -144,6 +145,7 @@ def prune(
             names = {info.name: info.id.hex() for info in repository.snapshots()}
         _say_what_stands(context, judged, dry_run=dry_run)
         done = maintenance(repository).compact(options)
+    context.reporter.close()
     if context.output.json:
         verdicts = [_verdict_row(info, verdict) for info, verdict in judged]
         context.output.document({"forget": verdicts, "compact": _compacted(done, names)})

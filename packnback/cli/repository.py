@@ -148,6 +148,7 @@ def check(
     with context.repository(*verbs) as repository:
         checked = maintenance(repository).check(options)
         accepted = _set_accepted_aside(context, repository, checked)
+    context.reporter.close()
     if mended is not None:
         checked.report.repaired.insert(0, mended)
     _tell_check(context, _checked(checked))
