@@ -110,6 +110,8 @@ class Poisoned(Failed):
 
 class SnapshotUnknown(Failed):
     wanted: str
+    unfinished: int | None = None
+    """For ``latest``: so many there are of backups that did not come to their end, and no others."""
 
 
 class SnapshotAmbiguous(Failed):

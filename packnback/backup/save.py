@@ -13,6 +13,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -76,6 +77,8 @@ class SaveResult(Struct):
     """None for a dry run."""
     files: int = 0
     dirs: int = 0
+    others: int = 0
+    """Symlinks, fifos, devices, sockets."""
     bytes: int = 0
     files_unchanged: int = 0
     objects_new: int = 0
@@ -154,12 +157,13 @@ class _Run:
         result = self._result
         for part in self._walk():
             for _, status in part.children:
-                kind = status.st_mode & 0o170000
-                if kind == 0o100000:
+                if stat.S_ISREG(status.st_mode):
                     result.files += 1
                     result.bytes += status.st_size
-                elif kind == 0o040000:
+                elif stat.S_ISDIR(status.st_mode):
                     result.dirs += 1
+                else:
+                    result.others += 1
 
     def store(self, session: Session, chain: state.Chain, repository: Repository) -> None:
         """Store the tree and publish the snapshot."""
@@ -223,6 +227,7 @@ class _Run:
     def _tell(self, tree: TreeStore, root: Root, pipeline: Pipeline, session: Session) -> None:
         result = self._result
         result.files, result.bytes, result.dirs = root.totals.files, root.totals.bytes, tree.directories
+        result.others = root.totals.entries - result.files - result.dirs
         result.files_unchanged = tree.files_unchanged
         result.objects_new = pipeline.objects_new
         result.bytes_stored = session.bytes_published

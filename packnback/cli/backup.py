@@ -13,7 +13,7 @@ from packnback.cli import history, words
 from packnback.cli.context import Context, configured, current
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
-from packnback.cli.quantities import counted, parse_compression, parse_tag, rfc3339, shown_duration, shown_size
+from packnback.cli.quantities import parse_compression, parse_tag, rfc3339, shown_duration, shown_size, told_entries
 from packnback.errors import NotAllowed, StorageFailed, UsageError, WrongOwner
 from packnback.ids import short
 from packnback.oserrors import reason_of
@@ -153,6 +153,7 @@ def _document(context: Context, result: SaveResult) -> dict[str, Any]:
         "received": rfc3339(published.received_ns) if published else None,
         "files": result.files,
         "dirs": result.dirs,
+        "others": result.others,
         "bytes": result.bytes,
         "files_unchanged": result.files_unchanged,
         "objects_new": result.objects_new,
@@ -175,9 +176,8 @@ def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
         for path in result.unsteady:
             output.problem(f"{shown_path(path)}: changed while it was read")
     size = shown_size(result.bytes)
-    files, dirs = counted(result.files, "file"), counted(result.dirs, "directory")
     if published is None:
-        output.line(f"Would back up {files} and {dirs}, {size}.")
+        output.line(f"Would back up {told_entries(result.files, result.dirs, result.others)}, {size}.")
         return
     if published.found.value == "reinstalled" and published.continued is not None:
         received = rfc3339(published.continued.received_ns, fraction=False)
@@ -191,9 +191,9 @@ def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
             " snapshots of a client together: what is backed up by itself should have a put key of its own name"
         )
     output.remark(f"Snapshot {short(published.id)}, number {published.sequence} of {key.name}:")
-    unchanged = f" ({result.files_unchanged} unchanged)" if result.files_unchanged else ""
+    stored = told_entries(result.files, result.dirs, result.others, unchanged=result.files_unchanged)
     output.remark(
-        f"{files}{unchanged} and {dirs}, {size};"
+        f"{stored}, {size};"
         f" {shown_size(result.bytes_stored)} stored, in {shown_duration(result.seconds)}."
     )
     if result.errors:
@@ -238,7 +238,10 @@ def accept_rollback(
         context.output.document(told)
     for alarm in alarms:
         context.output.line(f"Accepted: {alarm}")
-    context.output.remark(f"Accepted ({found or 'what is there'}). Backups go on from here.")
+    if found in (None, "go-on") and not alarms:
+        context.output.remark("There was no alarm; the repository is believed as it is now.")
+    else:
+        context.output.remark("Accepted: the repository is believed as it is now, and backups go on from there.")
 
 
 def _any_key(context: Context) -> str | None:

@@ -106,6 +106,11 @@ def _(e: errors.Poisoned) -> Words:
 
 @_for(errors.SnapshotUnknown)
 def _(e: errors.SnapshotUnknown) -> Words:
+    if e.unfinished:
+        return Words(
+            f"there is no snapshot {e.wanted} yet, only what backups have stored that did not come to their end",
+            "`packnback list --all` tells its ids: it can be restored by them",
+        )
     return Words(f"there is no snapshot {e.wanted}", "see `packnback list` (and `packnback list --all`)")
 
 
@@ -279,21 +284,21 @@ def _(e: errors.PackDamage) -> Words:
     return Words(f"pack {e.pack[:12]} is damaged{place}: {e.why}", _CHECK)
 
 
-def _object(object_id: bytes) -> str:
+def shown_object(object_id: str) -> str:
     """Digits of an id that tell one object from another: all of a domain begin with the same 16."""
-    return object_id.hex()[_TAG_DIGITS : _TAG_DIGITS + 12]
+    return object_id[_TAG_DIGITS : _TAG_DIGITS + 12]
 
 
 @_for(errors.ObjectMissing)
 def _(e: errors.ObjectMissing) -> Words:
     needed = f", which {e.needed_by[:12]} needs" if e.needed_by else ""
-    return Words(f"object {_object(e.id)} is missing{needed}", _CHECK)
+    return Words(f"object {shown_object(e.id.hex())} is missing{needed}", _CHECK)
 
 
 @_for(errors.ObjectDamage)
 def _(e: errors.ObjectDamage) -> Words:
     place = f" (in pack {e.pack[:12]})" if e.pack else ""
-    return Words(f"object {_object(e.id)} is damaged{place}: {e.why}", _CHECK)
+    return Words(f"object {shown_object(e.id.hex())} is damaged{place}: {e.why}", _CHECK)
 
 
 @_for(errors.SnapshotDamage)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 app = family()
 
 _ASKED = "named on the command line"
+_ALREADY = "it was already"
 
 Within = Annotated[str | None, typer.Option("--keep-within", metavar="AGE", help="All that are younger, such as 7d.")]
 Newest = Annotated[int, typer.Option("--keep-newest", metavar="N", min=0, help="The newest N.")]
@@ -74,8 +75,9 @@ def forget(
     rows = [_verdict_row(info, verdict) for info, verdict in judged]
     if context.output.json:
         context.output.document(rows)
-    undo = None if dry_run else "Undo it with `packnback recover`; `packnback compact` gives back space after a week."
-    _tell_verdicts(context, judged, dry_run=dry_run, undo=undo)
+    done = not dry_run and any(info.forgotten_ns is None for info, _ in judged)
+    undo = "Undo it with `packnback recover`; `packnback compact` gives back space after a week."
+    _tell_verdicts(context, judged, dry_run=dry_run, undo=undo if done else None)
 
 
 @app.command("recover", cls=Command, short_help="Take `forget` back.")
@@ -195,7 +197,8 @@ def _resolve_all(repository: Repository, named: Iterable[str]) -> list[SnapshotI
 def _named(repository: Repository, named: Iterable[str]) -> list[tuple[SnapshotInfo, Verdict]]:
     from packnback.gc.retention import Verdict
 
-    return [(info, Verdict(False, [_ASKED])) for info in _resolve_all(repository, named)]
+    infos = _resolve_all(repository, named)
+    return [(info, Verdict(False, [_ASKED if info.forgotten_ns is None else _ALREADY])) for info in infos]
 
 
 def _refuse_empty(policy: Policy) -> None:

@@ -87,6 +87,15 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing[:-1] + 'ie' if thing.endswith('y') else thing}s"
 
 
+def told_entries(files: int, directories: int, others: int, *, unchanged: int = 0) -> str:
+    """``9 files (3 unchanged), 4 directories and 1 other``: the same words for a backup and its restore."""
+    told = [counted(files, "file") + (f" ({unchanged} unchanged)" if unchanged else "")]
+    told.append(counted(directories, "directory"))
+    if others:  # symlinks, fifos, devices
+        told.append(counted(others, "other"))
+    return f"{', '.join(told[:-1])} and {told[-1]}"
+
+
 def shown_duration(seconds: float) -> str:
     """Seconds for people: ``3.1 s``, ``5 min 12 s``, ``2 h 3 min``."""
     if seconds < 60:

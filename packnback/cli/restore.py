@@ -13,7 +13,7 @@ from packnback.cli.history import unbroken
 from packnback.cli.look import SnapshotWord, naming, open_word, path_of, reading
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
-from packnback.cli.quantities import counted, rfc3339, shown_duration, shown_size
+from packnback.cli.quantities import counted, rfc3339, shown_duration, shown_size, told_entries
 from packnback.errors import StorageFailed, UsageError
 from packnback.ids import short
 from packnback.oserrors import reason_of
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 app = family()
 
+_OBJECTS_TOLD = 20
+"""So many damaged objects are told without ``-v``; paths are told always: they are what people look for."""
 _AGAIN = "what is there so far is whole; run it again with --overwrite changed"
 
 
@@ -95,7 +97,7 @@ def _tell_restored(
     received = rfc3339(info.receipt.time_ns, fraction=False)
     context.output.remark(f"Snapshot {short(info.id)}, number {info.sequence} of {info.client}, received {received}:")
     verb = "would be restored" if dry_run else "restored"
-    what = f"{counted(result.files, 'file')} and {counted(result.directories, 'directory')}"
+    what = told_entries(result.files, result.directories, result.others)
     kept = f", {result.unchanged} unchanged" if result.unchanged else ""
     gone = f", {result.deleted} deleted" if result.deleted else ""
     size = shown_size(result.bytes_restored)
@@ -182,10 +184,18 @@ def _tell_verified(context: Context, result: VerifyResult) -> None:
             }
         )
         return
-    for error in (*result.bad.values(), *result.snapshots_bad.values()):
+    bad = list(result.bad.values())
+    told = bad if context.settings.verbose else bad[:_OBJECTS_TOLD]
+    for error in (*told, *result.snapshots_bad.values()):
         output.line(words.reason(error))
+    if len(told) < len(bad):
+        output.line(f"… and {counted(len(bad) - len(told), 'object')} more (to see all: -v)")
     for affected in result.affected:
         output.line(f"{short(affected.snapshot)}  /{shown_path(affected.path)}: {_why(affected)}")
     what = f"{counted(result.snapshots, 'snapshot')}, {counted(result.objects, 'object')}"
-    found = "damage found" if result.damaged else "all is well"
+    found = "all is well"
+    if result.damaged:
+        snapshots = len({affected.snapshot for affected in result.affected} | set(result.snapshots_bad))
+        paths = counted(len({affected.path for affected in result.affected}), "path")
+        found = f"damage found: {counted(len(bad), 'object')}, {paths}, in {counted(snapshots, 'snapshot')}"
     output.remark(f"{what}, {shown_size(result.bytes_verified)} verified: {found}.")

@@ -27,7 +27,8 @@ _STOPPERS = (DiskFull, RemoteFailed, Locked)
 
 _FAMILIES = {
     "keys": ("key",),
-    "repository": ("init", "check", "stats"),
+    "repository": ("init", "stats"),
+    "check": ("check",),
     "backup": ("backup", "accept-rollback"),
     "look": ("list", "ls", "find", "cat", "diff"),
     "restore": ("restore", "verify"),

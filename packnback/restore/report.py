@@ -41,9 +41,10 @@ class RestoreResult(Struct):
     """What a restore did (or, in a dry run, would have done)."""
 
     files: int = 0
+    """Names of files, as a backup counts them: further names of hard-linked files, too."""
     directories: int = 0
     others: int = 0
-    """Symlinks, fifos, devices, further names of hard-linked files."""
+    """Symlinks, fifos, devices."""
     bytes_restored: int = 0
     unchanged: int = 0
     """Files that stood there already, and were kept because size and time agree."""

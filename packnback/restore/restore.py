@@ -226,7 +226,8 @@ class _Restorer:
     def _file(self, folder: bytes, entry: Entry, replace: bool) -> None:
         if self._writer is None:
             self._result.files += 1
-            self._result.bytes_restored += entry.size
+            if self._primary_of(join(folder, entry.name), entry) is None:
+                self._result.bytes_restored += entry.size
             return
         task = FileTask(folder, entry, replace, entry.size)
         if entry.link_key:

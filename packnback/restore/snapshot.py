@@ -60,18 +60,16 @@ def resolve(word: str, infos: Sequence[SnapshotInfo]) -> SnapshotInfo:
 
 
 def _latest(word: str, infos: Sequence[SnapshotInfo]) -> SnapshotInfo:
-    live = [info for info in infos if info.forgotten_ns is None and not info.partial]
     _, colon, client = word.partition(":")
+    live = [info for info in infos if info.forgotten_ns is None and (not colon or info.client == client)]
+    finished = [info for info in live if not info.partial]
+    if not finished:
+        raise errors.SnapshotUnknown(word, len(live) or None)
     if not colon:
-        if not live:
-            raise errors.SnapshotUnknown(word)
-        return max(live, key=lambda info: info.receipt.counter)
-    own = [info for info in live if info.client == client]
-    if not own:
-        raise errors.SnapshotUnknown(word)
-    if len({info.client_id for info in own}) > 1:
-        raise errors.SnapshotAmbiguous(word, sorted(short(info.id) for info in own))
-    return max(own, key=lambda info: info.sequence)
+        return max(finished, key=lambda info: info.receipt.counter)
+    if len({info.client_id for info in finished}) > 1:
+        raise errors.SnapshotAmbiguous(word, sorted(short(info.id) for info in finished))
+    return max(finished, key=lambda info: info.sequence)
 
 
 def open_snapshot(reader: ObjectReader, info: SnapshotInfo) -> Snapshot:

@@ -41,9 +41,7 @@ def make_special(
     return True
 
 
-def make_link(
-    target: Target, primary: bytes, folder: bytes, name: bytes, result: RestoreResult, *, replace: bool
-) -> None:
+def make_link(target: Target, primary: bytes, folder: bytes, name: bytes, *, replace: bool) -> None:
     """Give the restored file `primary` a further name. Raises OSError or Refused."""
     source_folder, _, source = primary.rpartition(b"/")
     # A copy, because on the way to a deep directory the target may close the descriptor.
@@ -57,7 +55,6 @@ def make_link(
     if replace:
         with _taken_back(below, new):
             give_name(below, new, name, replace=True)
-    result.others += 1
 
 
 @contextmanager

@@ -126,7 +126,11 @@ class WindowWriter:
         try:
             if link.primary in self._files.failed:
                 raise FileNotFoundError
-            make_link(self._target, link.primary, link.folder, link.entry.name, self._result, replace=link.replace)
+            make_link(self._target, link.primary, link.folder, link.entry.name, replace=link.replace)
+            if link.entry.type == FILE:
+                self._result.files += 1
+            else:
+                self._result.others += 1
         except FileNotFoundError:
             reason = f"/{link.primary.decode(errors='replace')}, of which it is another name, was not restored"
             self._result.add(join(link.folder, link.entry.name), reason, Trouble.FAILED)

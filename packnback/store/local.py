@@ -20,6 +20,7 @@ import platformdirs
 from packnback import lmdb_files
 from packnback.errors import AlreadyExists, DiskFull, IndexDamage, NotARepository, PacknbackError, StorageFailed
 from packnback.events import Watch
+from packnback.format.config import Config
 from packnback.mounts import is_remote
 from packnback.oserrors import failure, reason_of
 from packnback.store import layout, repository
@@ -155,18 +156,24 @@ def _has_snapshots(path: str) -> bool:
     return os.path.isdir(directory) and bool(os.listdir(directory))
 
 
+def config_at(path: str) -> Config:
+    """The config of the repository there. Raises NotARepository, ConfigDamage, UnsupportedVersion, StorageFailed."""
+    try:
+        fs = OsFileSystem(path)
+    except OSError as error:
+        raise failure("open", path, error) from error
+    try:
+        return repository.read_config(FileBlobStore(fs), path)
+    finally:
+        fs.close()
+
+
 def _repository_id(path: str) -> bytes | None:
     """As its config says; None where that is for `open_local` to complain of."""
     try:
-        fs = OsFileSystem(path)
-    except OSError:
-        return None
-    try:
-        return repository.read_config(FileBlobStore(fs), path).repository_id
+        return config_at(path).repository_id
     except PacknbackError:
         return None
-    finally:
-        fs.close()
 
 
 def index_directory(path: str, repository_id: bytes) -> str | None:

@@ -103,6 +103,11 @@ def test_a_damaged_config(program: Program, tmp_path: Path) -> None:
     shutil.copytree(program.environment["PACKNBACK_REPO"], copy)
     (copy / "config").write_bytes((copy / "config").read_bytes()[:-1])
     assert kind(program("-r", copy, "list", "--json", code=4)) == "config-damage"
+    error = program("-r", copy, "init", "--json", code=4).json["error"]
+    assert error["kind"] == "config-damage" and "nothing in its place" in error["hint"]
+    (copy / "config").unlink()
+    program("-r", copy, "init")
+    assert program("-r", copy, "list", "--json").json == program("list", "--json").json
 
 
 def test_keys_of_another_owner(program: Program, snapshot: str, tmp_path: Path) -> None:

@@ -100,7 +100,11 @@ def tree(tmp_path: Path) -> Iterator[Path]:
 def round_trip(program: Program, tree: Path, to: Path) -> tuple[Tree, Tree]:
     done = program("backup", tree, "--json")
     assert done.json["errors"] == []
-    program("restore", "latest", "--to", to, "--json")
+    dry = program("restore", "latest", "--to", to, "--json", "--dry-run").json
+    restored = program("restore", "latest", "--to", to, "--json").json
+    for count in ("files", "dirs", "others"):
+        assert dry[count] == restored[count] == done.json[count], "people compare just these"
+    assert dry["bytes"] == restored["bytes"]
     return described(tree), described(to / str(tree).lstrip("/"))
 
 

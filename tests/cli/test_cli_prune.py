@@ -44,6 +44,8 @@ def test_dry_runs_change_nothing(program: Program, ids: list[str]) -> None:
 def test_forget_and_recover(program: Program, ids: list[str]) -> None:
     assert program("forget", ids[1][:8], "--json").json[0]["id"] == ids[1]
     assert states(program)[ids[1]] == "forgotten"
+    again = program("forget", ids[1][:8]).text
+    assert "already" in again and "Undo" not in again, "nothing was done that could be undone by that"
     assert ids[1] not in [row["id"] for row in program("list", "--json").json]
     assert program("compact", "--json").json["released"] == []
     assert program("recover", ids[1][:8], "--json").json == [{"id": ids[1], "recovered": True}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,43 @@ def test_a_damaged_pack_from_finding_to_repair(repo: Repo, program: Program, tmp
     assert document["repaired"]["packs_quarantined"] == [victim.path.stem]
     assert_shape(document["remaining"], [FINDING])
     assert (repo.path / "quarantine" / victim.path.name).read_bytes() == flip_at(victim.data, 2000)
+
+
+def test_a_lost_pack_is_told_in_few_lines(repo: Repo, program: Program, tmp_path: Path) -> None:
+    """Every object of it is missing, and snapshots need each of them."""
+    write_key(str(tmp_path / "put.key"), OWNER.put_key("large"))
+    (tmp_path / "large").write_bytes(random.Random(1).randbytes(48 << 20))
+    program("-k", tmp_path / "put.key", "backup", tmp_path / "large")
+    for pack in repo.packs(ObjectClass.DATA):
+        pack.path.unlink()
+    found = program("--json", "check", code=4).json["damage"]
+    missing = [f for f in found if f["kind"] == "object"]
+    assert len(missing) > 20
+    told = program("check", code=4).text
+    assert told.count("damaged object") == 20
+    assert f"In all: {len(missing)} objects" in told and "3 snapshots affected" in told
+    everything = program("-v", "check", code=4).text
+    assert everything.count("damaged object") == len(missing)
+
+    with_owner_key(program)
+    document = program("--json", "verify", code=4).json
+    told = program("verify", code=4).text
+    digits = {each["id"][16:28] for each in document["bad"]}
+    assert digits == {f["what"][16:28] for f in missing}
+    assert sum(f"object {each} is missing" in told for each in digits) == 20
+    assert f"{len(document['bad'])} objects" in told and f"and {len(digits) - 20} objects more" in told
+    assert all(affected["path"] in told for affected in document["affected"])
+    told = program("-v", "verify", code=4).text
+    assert all(f"object {each} is missing" in told for each in digits)
+
+
+def test_a_stray_file_is_for_people_to_look_at(repo: Repo, program: Program) -> None:
+    (repo.path / "packs" / "00" / "notes.txt").write_text("not mine")
+    told = program("check", code=4).text
+    assert "stray file packs/00/notes.txt" in told and "by hand" not in told and "--repair" not in told
+    told = program("check", "--repair", code=4).text
+    assert "then delete them" in told
+    assert (repo.path / "packs" / "00" / "notes.txt").exists()
 
 
 def test_samples_find_it_in_the_end_and_go_on_telling(repo: Repo, program: Program) -> None:

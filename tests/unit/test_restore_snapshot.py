@@ -95,6 +95,12 @@ def test_words(client: Client) -> None:
     assert len(caught.value.candidates) == 2
 
 
-def test_latest_without_any_snapshot() -> None:
-    with pytest.raises(errors.SnapshotUnknown):
+def test_latest_without_any_snapshot(client: Client) -> None:
+    with pytest.raises(errors.SnapshotUnknown) as caught:
         resolve("latest", [])
+    assert caught.value.unfinished is None
+    commit(client, flags=PARTIAL)
+    for word, unfinished in (("latest", 1), ("latest:alice", 1), ("latest:bob", None)):
+        with pytest.raises(errors.SnapshotUnknown) as caught:
+            resolve(word, client.repository.snapshots())
+        assert caught.value.unfinished == unfinished
