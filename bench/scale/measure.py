@@ -26,7 +26,8 @@ from grow import Random, grow
 
 from packnback.cli.main import collect_seldom
 from packnback.format import record as record_format
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.ids import Kind, ObjectClass
 from packnback.store.check import check_structure, stats

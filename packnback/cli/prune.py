@@ -16,7 +16,7 @@ from packnback.errors import UsageError
 from packnback.ids import short
 
 if TYPE_CHECKING:
-    from packnback.gc.compact import Compacted, CompactOptions
+    from packnback.gc.compaction import Compacted, CompactOptions
     from packnback.gc.retention import Policy, Verdict
     from packnback.store.interface import Repository, SnapshotInfo
 
@@ -182,7 +182,7 @@ def _policy(
 
 
 def _compact_options(grace: str, max_waste: str, *, dry_run: bool, force: bool, wait: float) -> CompactOptions:
-    from packnback.gc.compact import CompactOptions
+    from packnback.gc.compaction import CompactOptions
 
     return CompactOptions(parse_age(grace), parse_percent(max_waste) / 100, force, dry_run, wait)
 

@@ -17,7 +17,7 @@ The order, each step durable before the next begins:
 5. Delete the packs of the due lists, after one more look at the directories: those of which every live object also
    stands, verified, in a pack that is not condemned. Before that they are put on one more list, which outlives
    them; after it a barrier.
-6. Copy the live records of the packs to be rewritten into new packs.
+6. Copy the live records of the packs to be rewritten into new packs (`packnback.gc.rewrite`).
 7. Condemn what is superfluous now: publish the list.
 8. Take away the lists that are a day old and of which every pack has gone.
 
@@ -47,12 +47,13 @@ from msgspec import Struct
 from packnback.errors import BlobMissing, DamageBlocks, DiskFull, SnapshotUnknown
 from packnback.format import condemned as condemned_format
 from packnback.format import rows
-from packnback.gc.compact import Compacted, CompactOptions, Run, ballast, measure, refuse_damage
+from packnback.gc.compaction import Compacted, CompactOptions, ballast, measure, refuse_damage
 from packnback.gc.condemned_lists import drop_lists, lists_without_packs, packs_of, publish_list
 from packnback.gc.confirm import confirm_counts
 from packnback.gc.forget import check_clock
 from packnback.gc.plan import Plan, make_plan
-from packnback.gc.release import release, returned_files, to_release
+from packnback.gc.release import release, to_release
+from packnback.gc.rewrite import Rewriting
 from packnback.gc.whatif import drop_snapshots, pack_uses, what_if
 from packnback.store import layout, leases
 from packnback.store.condemned import condemned_lists, condemned_packs
@@ -162,10 +163,7 @@ def _release(
 
 
 def _released(repository: LocalRepository, expired: Sequence[SnapshotInfo]) -> list[str]:
-    with repository.ports.index.read() as txn:
-        returned = returned_files(txn)
-    if expired or returned:
-        release(repository, expired)
+    release(repository, expired)
     return [info.name for info in expired]
 
 
@@ -194,7 +192,7 @@ def _todo(txn: ReadTxn, max_waste: float, due: Collection[str]) -> _Todo:
     )
 
 
-class _Steps(Run):
+class _Steps:
     """Steps 4 to 7 of the module's docstring."""
 
     def __init__(
@@ -205,32 +203,35 @@ class _Steps(Run):
         released: Sequence[str],
         due: Collection[str],
     ) -> None:
-        with repository.ports.index.read() as txn:
-            generation = repository.ports.index.generation
+        self._repository, self._held, self._due_lists = repository, held, due
+        self._blobs, self._index = repository.ports.blobs, repository.ports.index
+        with self._index.read() as txn:
+            generation = self._index.generation
             self._todo = _todo(txn, options.max_waste, due)
-        super().__init__(repository, held, self._todo.plan, Compacted(list(released)), generation)
-        self._leaving |= self._todo.condemned
-        self._due_lists = due
+        plan = self._todo.plan
+        self._rewriting = Rewriting(repository, generation, {*plan.drop, *plan.rewrite}, self._todo.condemned)
+        self._done = Compacted(list(released), rotten=self._rewriting.rotten)
 
-    def run(self) -> Compacted:  # type: ignore[override]
+    def run(self) -> Compacted:
         """Raises DiskFull only after all that can be done on a full disk."""
-        todo, index = self._todo, self._index
+        todo, rewriting, done = self._todo, self._rewriting, self._done
         if not todo.plan.empty or todo.rescued or todo.due:
             _confirm(self._repository)
-            with index.read() as txn:
+            with self._index.read() as txn:
                 objects = txn.count("objects")
-            full = self._unless_full(lambda: self._rewrite(todo.rescued))
+            full = self._unless_full(self._rescue)
             self._delete_due()
-            full = full or self._unless_full(self.rewrite)
+            full = full or self._unless_full(self._rewrite)
             full = self._unless_full(self._condemn) or full
+            done.packs_rewritten, done.bytes_written = rewriting.packs, rewriting.bytes_written
             self._repository.reconcile()
-            with index.read() as txn:
-                self._done.objects_dropped = objects - txn.count("objects")
+            with self._index.read() as txn:
+                done.objects_dropped = objects - txn.count("objects")
             if full is not None:
                 raise full
-        with index.read() as txn:
-            measure(txn, self._done)
-        return self._done
+        with self._index.read() as txn:
+            measure(txn, done)
+        return done
 
     def _unless_full(self, step: Callable[[], None]) -> DiskFull | None:
         try:
@@ -239,24 +240,24 @@ class _Steps(Run):
             return error
         return None
 
-    def _copy_live(self, name: bytes) -> None:
-        with suppress(BlobMissing):  # a compaction elsewhere has deleted it, having copied what is needed
-            super()._copy_live(name)
+    def _rescue(self) -> None:
+        """Step 4."""
+        self._rewriting.copy(self._todo.rescued)
 
-    def _keep_rotten(self, name: bytes) -> None:
-        super()._keep_rotten(name)
-        self._leaving |= self._todo.condemned  # nobody may rely on those, rotten or not
+    def _rewrite(self) -> None:
+        """Step 6."""
+        self._rewriting.copy(self._todo.plan.rewrite)
 
     def _delete_due(self) -> None:
-        """Step 5. Meta packs go first, see `Run`."""
+        """Step 5. Meta packs go first, see `Rewriting.meta_first`."""
         if not self._todo.due:
             return
         self._held.confirm()
         self._repository.reconcile()
-        blobs = self._truth.blobs
+        blobs = self._blobs
         with self._index.read() as txn:
             still = packs_of(txn, self._due_lists)
-        going = self._superfluous(sorted(still, key=self._meta_first))
+        going = self._superfluous(sorted(still, key=self._rewriting.meta_first))
         full = self._unless_full(lambda: self._list(going))
         for name in going:
             path = layout.pack_path(name.hex())
@@ -281,22 +282,23 @@ class _Steps(Run):
         names: set[str] = set()
         for due in self._due_lists:
             with suppress(BlobMissing):
-                data = self._truth.blobs.read(f"{layout.CONDEMNED}/{due}")
+                data = self._blobs.read(f"{layout.CONDEMNED}/{due}")
                 names.update(condemned_format.decode(data).unpublished)
         return names
 
     def _condemn(self) -> None:
         """Step 7."""
-        chosen = {*self._plan.drop, *self._copied.intersection(self._plan.rewrite)} & self._leaving
-        self._list(self._superfluous(sorted(chosen)))
+        plan, rewriting = self._todo.plan, self._rewriting
+        chosen = {*plan.drop, *rewriting.copied.intersection(plan.rewrite)}
+        self._list(self._superfluous(sorted(name for name in chosen if rewriting.goes(name))))
 
     def _superfluous(self, names: Iterable[bytes]) -> list[bytes]:
         with self._index.read() as txn:
-            self._leaving |= condemned_packs(txn)  # another machine may have condemned some meanwhile
+            self._rewriting.condemn(condemned_packs(txn))  # another machine may have condemned some meanwhile
         found = []
         for name in names:
             with suppress(BlobMissing):
-                if self._is_superfluous(name):
+                if self._rewriting.is_superfluous(name):
                     found.append(name)
         return found
 

@@ -12,7 +12,8 @@ from typing import Protocol
 from msgspec import Struct, field
 
 from packnback.format import rows
-from packnback.gc.compact import Compacted, CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import Compacted, CompactOptions
 from packnback.gc.forget import check_clock, forget, recover
 from packnback.gc.whatif import exclusive_bytes
 from packnback.store.check import CheckReport, Stats, chain_findings, check_structure, file_findings, stats

@@ -4,7 +4,7 @@
    file which a power cut brings back is known as released: the batch wins.
 2. The snapshot files are deleted, then the markers; a barrier makes both durable.
 3. An index transaction takes the roots away.
-4. Only then may packs be touched (`packnback.gc.compact`).
+4. Only then may packs be touched (`packnback.gc.exclusive`, `packnback.gc.condemn`).
 
 A crash after 1 leaves files that count for nothing any more, which the next run deletes.
 
@@ -58,7 +58,7 @@ BATCH_LIMIT = 4096
 """Headers in one batch: well within what a reader accepts of a file."""
 
 
-def returned_files(txn: ReadTxn) -> list[str]:
+def _returned_files(txn: ReadTxn) -> list[str]:
     """Names of snapshot files that count for nothing, because their header is kept as released."""
     return [
         rows.name_of("snapshots", key, value)
@@ -67,7 +67,7 @@ def returned_files(txn: ReadTxn) -> list[str]:
     ]
 
 
-def markers_left(txn: ReadTxn) -> list[str]:
+def _markers_left(txn: ReadTxn) -> list[str]:
     """Names of markers whose snapshot was released, and its file deleted, before somebody was cut off."""
     return [marker for marker in _markers(txn) if _is_left(txn, marker)]
 
@@ -83,15 +83,20 @@ def _is_left(txn: ReadTxn, marker: str) -> bool:
 
 
 def release(repository: LocalRepository, infos: Sequence[SnapshotInfo]) -> None:
-    """Release snapshots for good. The caller holds the lock exclusively."""
+    """Release snapshots for good, and take away what earlier runs have left. The caller holds the lock exclusively.
+
+    Raises SnapshotDamage, SnapshotUnknown, DamageBlocks.
+    """
     blobs = repository.ports.blobs
     names = [info.name for info in infos]
     with repository.ports.index.read() as txn:
-        returned = [name for name in returned_files(txn) if name not in names]
+        returned = [name for name in _returned_files(txn) if name not in names]
         _confirm_returned(repository, txn, returned)
         names += returned
         stems = {name.partition(".")[0] for name in names}
-        markers = [m for m in _markers(txn) if m.partition(".")[0] in stems] + markers_left(txn)
+        markers = [m for m in _markers(txn) if m.partition(".")[0] in stems] + _markers_left(txn)
+    if not names and not markers:
+        return
     batches = [_keep(repository, infos[at : at + BATCH_LIMIT]) for at in range(0, len(infos), BATCH_LIMIT)]
     for name in names:
         _delete(blobs, f"{layout.SNAPSHOTS}/{name}")

@@ -30,7 +30,7 @@ from packnback.events import Watch
 from packnback.format import config as config_format
 from packnback.format import snapshot
 from packnback.format.config import Config
-from packnback.gc.compact import Compacted, CompactOptions
+from packnback.gc.compaction import Compacted, CompactOptions
 from packnback.gc.maintenance import Checked, CheckOptions, Released
 from packnback.remote import failures, frames, values
 from packnback.remote.channel import Channel

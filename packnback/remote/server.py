@@ -26,7 +26,7 @@ from packnback.errors import (
 )
 from packnback.format import config as config_format
 from packnback.format import snapshot
-from packnback.gc.compact import CompactOptions
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.maintenance import CheckOptions, LocalMaintenance
 from packnback.ids import ID_LEN
 from packnback.remote import failures, frames, values

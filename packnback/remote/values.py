@@ -13,7 +13,7 @@ from msgspec.structs import astuple, replace
 
 from packnback.errors import ProtocolViolation
 from packnback.format.snapshot import Receipt, snapshot_name
-from packnback.gc.compact import Compacted
+from packnback.gc.compaction import Compacted
 from packnback.gc.maintenance import Checked, Released
 from packnback.ids import CLIENT_ID_LEN, DOMAIN_ID_LEN, HASH_LEN, ID_LEN
 from packnback.store.check import CheckReport, Stats

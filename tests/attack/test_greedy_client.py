@@ -14,7 +14,8 @@ from smallclient import OWNER, SmallClient
 
 from packnback import errors
 from packnback.format import record as record_format
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.ids import KIB, Kind, ObjectClass
 from packnback.remote import frames, intake, serving

@@ -22,7 +22,7 @@ from packnback.crypto.keys import OwnerKey
 from packnback.crypto.sign import sign_snapshot
 from packnback.events import Watch
 from packnback.format import config, snapshot
-from packnback.gc.compact import Compacted
+from packnback.gc.compaction import Compacted
 from packnback.gc.maintenance import Checked, Released
 from packnback.remote import failures, frames, values
 from packnback.remote.client import RemoteRepository

@@ -17,7 +17,8 @@ from test_bulk import publish
 
 from packnback.errors import IndexDamage
 from packnback.format import rows
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.condemned_lists import publish_list
 from packnback.gc.forget import forget, recover
 from packnback.gc.maintenance import CheckOptions, LocalMaintenance

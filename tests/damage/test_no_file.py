@@ -10,7 +10,8 @@ import pytest
 from smallclient import OWNER, SmallClient
 
 from packnback.errors import DamageBlocks
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.maintenance import CheckOptions, LocalMaintenance
 from packnback.store.local import create_local, open_local
 from packnback.store.repository import LocalRepository

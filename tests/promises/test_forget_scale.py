@@ -16,7 +16,8 @@ from smallclient import OWNER, Sealed, SmallClient
 from packnback.crypto.payload import encode_payload
 from packnback.crypto.seal import body_length, object_id, seal_body
 from packnback.format import record
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget, recover
 from packnback.ids import Kind, class_of
 from packnback.store.check import check_structure

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from smallclient import OWNER, SmallClient
 
 from packnback.errors import ClockRefused
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.store.check import check_structure
 from packnback.store.interface import Head

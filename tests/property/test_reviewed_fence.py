@@ -15,8 +15,9 @@ from msgspec.structs import replace
 from smallclient import OWNER, SmallClient
 
 from packnback.errors import Locked, ObjectMissing
-from packnback.gc import compact as compact_module
-from packnback.gc.compact import CompactOptions
+from packnback.gc import exclusive
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.store.lmdb_index import LmdbIndex
 from packnback.store.local import create_local, open_local
@@ -123,7 +124,7 @@ def test_a_lock_file_that_was_removed_under_a_session_does_not_cost_a_snapshot(
     with repository.session(client.certificate) as session:
         root = client.store(session, files)
         with pytest.raises(Locked):
-            compact_module.compact(other, CompactOptions(grace_ns=0))
+            compact(other, CompactOptions(grace_ns=0))
         (tmp_path / "repo" / "lock").unlink()
         gone = []
 
@@ -157,16 +158,16 @@ def test_compaction_stops_at_a_snapshot_that_arrived_in_spite_of_the_lock(
         client.backup(session, files)
         client.backup(session, {"new": b"new"})
     forget(here, [here.snapshots()[0].name])
-    confirm = compact_module.confirm_counts
+    confirm = exclusive.confirm_counts
 
     def and_a_backup(repository: LocalRepository) -> None:
         confirm(repository)
         with away.session(client.certificate) as session:
             client.backup(session, files)
 
-    monkeypatch.setattr(compact_module, "confirm_counts", and_a_backup)
+    monkeypatch.setattr(exclusive, "confirm_counts", and_a_backup)
     with pytest.raises(Locked):
-        compact_module.compact(here, CompactOptions(grace_ns=0, max_waste=0.0))
+        compact(here, CompactOptions(grace_ns=0, max_waste=0.0))
     with here.reading():
         assert here.snapshots()[-1].complete
     for opened in (away, here):

@@ -11,7 +11,8 @@ import pytest
 from smallclient import OWNER, SmallClient
 
 from packnback.errors import DiskFull
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.store import packer
 from packnback.store.check import check_structure, stats

@@ -20,7 +20,8 @@ from world import new_world
 from packnback.format import record
 from packnback.format.record import parse
 from packnback.gc import release as release_module
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.gc.plan import SMALL, PackUse, make_plan
 from packnback.ids import MIB, Kind, ObjectClass

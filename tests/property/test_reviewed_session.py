@@ -10,7 +10,8 @@ import pytest
 from smallclient import OWNER, SmallClient
 
 from packnback.errors import DiskFull, Poisoned, Refused
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.ids import Kind, ObjectClass
 from packnback.store.local import create_local
 from packnback.store.repository import LocalRepository

@@ -20,7 +20,9 @@ from world import World, copy_of
 
 from packnback.format import snapshot
 from packnback.format.snapshot import SnapshotFile
-from packnback.gc.compact import Run
+from packnback.gc import exclusive
+from packnback.gc.exclusive import Run
+from packnback.gc.rewrite import Rewriting
 from packnback.ids import ObjectClass
 from packnback.store import commit_rules, layout, reconcile, repository
 from packnback.store.blobs import FileBlobStore
@@ -281,37 +283,35 @@ def batch_after_deletion(patch: Patch) -> None:
 
 def deleted_before_copied(patch: Patch) -> None:
     """Old packs are deleted before the new ones are published."""
-    publish, delete = Run._publish, Run.delete
-    patch.setattr(Run, "_publish", lambda self, object_class: None)
-    patch.setattr(Run, "_is_superfluous", lambda self, name: True)
+    publish, delete = Rewriting._publish, Run.delete
+    patch.setattr(Rewriting, "_publish", lambda self, object_class: None)
+    patch.setattr(Rewriting, "is_superfluous", lambda self, name: True)
 
     def faulty(self: Any) -> None:
-        self._copied.update(self._plan.rewrite)
+        self._rewriting.copied.update(self._plan.rewrite)
         delete(self)
         for object_class in ObjectClass:
-            publish(self, object_class)
+            publish(self._rewriting, object_class)
 
     patch.setattr(Run, "delete", faulty)
 
 
 def packs_before_release(patch: Patch) -> None:
     """Packs are dropped as if the forgotten snapshots had gone, before these are released."""
-    import packnback.gc.compact as compact_module
-
-    release, delete = compact_module.release, Run.delete
+    release, delete = exclusive.release, Run.delete
 
     def faulty(repo: Any, infos: Sequence[Any]) -> None:
         postponed(repo.ports.blobs).append((repo, infos))
         names = [info.name for info in infos]
-        repo.ports.index.write(lambda txn: compact_module.drop_snapshots(txn, names))
+        repo.ports.index.write(lambda txn: exclusive.drop_snapshots(txn, names))
 
     def late(self: Any) -> None:
         delete(self)
-        while postponed(self._truth.blobs):
-            release(*postponed(self._truth.blobs).pop())
+        while postponed(self._repository.ports.blobs):
+            release(*postponed(self._repository.ports.blobs).pop())
 
-    patch.setattr(compact_module, "release", faulty)
-    patch.setattr(compact_module, "confirm_counts", lambda repo: None)
+    patch.setattr(exclusive, "release", faulty)
+    patch.setattr(exclusive, "confirm_counts", lambda repo: None)
     patch.setattr(Run, "_confirm_alone", lambda self: None)  # it sees that a snapshot is there which should not be
     patch.setattr(Run, "delete", late)
 

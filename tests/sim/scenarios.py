@@ -15,7 +15,8 @@ from world import World, new_world
 
 from packnback.errors import NotARepository, ObjectMissing
 from packnback.format.snapshot import PARTIAL
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.store.layout import PACK_DIRECTORIES
 from packnback.store.repair import repair
 from packnback.store.repository import read_config

@@ -17,7 +17,8 @@ from visits import StaleFs, Visits, Work
 from world import World, copy_of
 
 from packnback.errors import ObjectMissing, StorageFailed
-from packnback.gc.compact import Compacted, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import Compacted
 from packnback.store.layout import CONDEMNED, LEASES
 from packnback.store.repository import LocalRepository
 

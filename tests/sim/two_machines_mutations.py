@@ -15,6 +15,7 @@ from two_machines import MEETINGS_BY_NAME, STEPS_BY_NAME, after_deletion, in_a_h
 
 from packnback.errors import ObjectMissing
 from packnback.gc import condemn
+from packnback.gc.rewrite import Rewriting
 from packnback.store import leases
 from packnback.store.objects import is_complete
 from packnback.store.repository import LocalRepository
@@ -25,20 +26,22 @@ Steps = condemn._Steps
 
 def condemned_before_copied(patch: Patch) -> None:
     """Packs are condemned before what is needed of them has been copied."""
-    rewrite = Steps.rewrite
+    rewrite = Steps._rewrite
 
     def faulty(self: Any) -> None:
-        condemn.publish_list(self._repository, [*self._plan.drop, *self._plan.rewrite])
+        plan = self._todo.plan
+        condemn.publish_list(self._repository, [*plan.drop, *plan.rewrite])
         rewrite(self)
 
-    patch.setattr(Steps, "rewrite", faulty)
+    patch.setattr(Steps, "_rewrite", faulty)
     patch.setattr(Steps, "_condemn", lambda self: None)
 
 
 def not_resurrected(patch: Patch) -> None:
     """What has become needed again is deleted with its condemned pack."""
-    patch.setattr(Steps, "_rewrite", lambda self, names: None)
-    patch.setattr(Steps, "_is_superfluous", lambda self, name: True)
+    patch.setattr(Steps, "_rescue", lambda self: None)
+    patch.setattr(Steps, "_rewrite", lambda self: None)
+    patch.setattr(Rewriting, "is_superfluous", lambda self, name: True)
 
 
 def due_at_once(patch: Patch) -> None:

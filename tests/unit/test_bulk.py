@@ -16,7 +16,8 @@ from packnback import sorter as sorter_module
 from packnback.errors import StorageFailed
 from packnback.format import record
 from packnback.format.record import parse
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.ids import Kind, ObjectClass
 from packnback.store import bulk, layout

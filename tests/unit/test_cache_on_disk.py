@@ -20,7 +20,8 @@ from packnback.backup import save as save_module
 from packnback.backup.pipeline import Pipeline
 from packnback.backup.save import SaveOptions, SaveResult, save
 from packnback.events import Counters, Watch
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.ids import KIB, MIB
 from packnback.mounts import filesystem_type

@@ -23,7 +23,8 @@ from packnback.format.snapshot import (
     encode_receipt,
     snapshot_name,
 )
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.store import catalog
 from packnback.store.check import index_difference

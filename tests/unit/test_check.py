@@ -20,7 +20,8 @@ from packnback.format import record, rows
 from packnback.format.pack import TRAILER_LEN
 from packnback.format.record import parse
 from packnback.format.snapshot import marker_name
-from packnback.gc.compact import CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.gc.whatif import what_if
 from packnback.ids import Kind, ObjectClass

@@ -13,7 +13,8 @@ from smallclient import OWNER, SmallClient
 from packnback.errors import ClockRefused, DamageBlocks, Refused
 from packnback.format import rows
 from packnback.format.snapshot import PARTIAL
-from packnback.gc.compact import Compacted, CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import Compacted, CompactOptions
 from packnback.gc.forget import forget, recover
 from packnback.gc.plan import PackUse, make_plan
 from packnback.gc.whatif import exclusive_bytes

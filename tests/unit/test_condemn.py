@@ -15,7 +15,8 @@ from smallclient import OWNER, SmallClient
 
 from packnback.errors import DamageBlocks, DiskFull, ObjectMissing, Refused
 from packnback.gc import forget as forget_module
-from packnback.gc.compact import Compacted, CompactOptions, compact
+from packnback.gc.compact import compact
+from packnback.gc.compaction import Compacted, CompactOptions
 from packnback.gc.condemn import CONDEMNED_NS
 from packnback.gc.forget import forget, recover
 from packnback.gc.maintenance import CheckOptions, LocalMaintenance
