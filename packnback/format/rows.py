@@ -19,11 +19,11 @@ table          key                                    value
 ``usage``      client id ‖ pack number                bytes of the client's records in that pack
 ``snapshots``  file name                              status and what `SnapshotInfo` tells
 ``markers``    file name                              status
-``batches``    file name                              status, number of headers
+``batches``    file name                              status
 ``released``   client id ‖ sequence ‖ batch (32)      id, prev, epoch, domain, receipt
 ``condemned``  file name                              status, time
 ``doomed``     pack name (32) ‖ condemned list (32)   —
-``meta``       name                                   bytes
+``meta``       name                                   see `packnback.format.meta_rows`
 =============  =====================================  ==========================================================
 
 Counts and completeness stand in tables of their own, not in the object's row: recounting then clears two
@@ -42,7 +42,7 @@ from msgspec import Struct, field
 from packnback.errors import IndexDamage
 from packnback.format.snapshot import Receipt
 
-LAYOUT = 2
+LAYOUT = 3
 TABLES = (
     "objects",
     "more",
@@ -238,7 +238,7 @@ def encode_number(key: bytes, number: int) -> bytes:
 
 
 def decode_number(key: bytes, value: bytes) -> int:
-    """Pack number (of a row of ``pack_names``, or of a key of ``packs`` with its own check)."""
+    """Row of ``pack_names``: the pack's number."""
     number: int = _unpack(_NUMBER, "pack_names", key, unseal("pack_names", key, value))[0]
     return number
 

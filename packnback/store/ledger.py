@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 from msgspec.structs import replace
 
-from packnback.format import rows
+from packnback.format import meta_rows, rows
 from packnback.format.condemned import CondemnedList
 from packnback.format.pack import Footer, RecordRow
 from packnback.format.rows import ObjectRow, ReleasedRow, SnapshotRow
@@ -65,8 +65,7 @@ class Ledger:
         """Write what is still only in memory. Nothing may be changed through this ledger afterwards."""
         self._live.settle()
         self._receipts.settle()
-        value = self.next_number.to_bytes(4, "big")
-        self.txn.put("meta", b"next pack", rows.seal(b"next pack", value))
+        self.txn.put(meta_rows.TABLE, meta_rows.NEXT_PACK, meta_rows.encode_next_pack(self.next_number))
 
     # --- packs ------------------------------------------------------------------------------------------
 
@@ -204,6 +203,7 @@ class Ledger:
         for number, pack in gone.items():
             self.txn.delete("pack_names", pack.name)
             self.txn.delete("packs", rows.pack_key(number))
+            self.txn.delete(meta_rows.TABLE, meta_rows.read_at_key(pack.name))
         for key in [key for key, _ in self.txn.scan("usage")]:
             if rows.split_usage_key(key)[1] in gone:
                 self.txn.delete("usage", key)

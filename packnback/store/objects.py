@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from packnback.errors import IndexDamage
-from packnback.format import rows
+from packnback.format import meta_rows, rows
 from packnback.format.pack import RecordRow
 from packnback.format.record import split_refs
 from packnback.format.rows import ObjectRow, PackRow
@@ -55,8 +55,7 @@ def pack_row(txn: ReadTxn, number: int) -> PackRow:
 
 def next_number(txn: ReadTxn) -> int:
     """The number of the next pack to be adopted."""
-    value = txn.get("meta", b"next pack")
-    return int.from_bytes(rows.unseal("meta", b"next pack", value), "big") if value else 1
+    return meta_rows.decode_next_pack(txn.get(meta_rows.TABLE, meta_rows.NEXT_PACK))
 
 
 def batches(txn: ReadTxn, table: str) -> Iterator[list[tuple[bytes, bytes]]]:

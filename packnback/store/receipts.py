@@ -6,41 +6,15 @@ in a row longer than all else that they did.
 
 from __future__ import annotations
 
-import struct
-from typing import NamedTuple
-
-from packnback.format import rows
+from packnback.format import meta_rows, rows
+from packnback.format.meta_rows import NEWEST_RECEIPT, NO_RECEIPT, Newest
 from packnback.format.rows import SnapshotRow
 from packnback.store.index import ReadTxn, WriteTxn
-
-_KEY = b"newest receipt"
-"""Of a row of ``meta``; there is none while there is no receipt."""
-_VALUE = struct.Struct("<QqB")
-
-
-class Newest(NamedTuple):
-    """The newest receipt, over all clients."""
-
-    counter: int
-    """The highest counter over all snapshots and kept headers; 0 when there is none."""
-    received_ns: int | None
-    """The latest time of any snapshot that is not released: what a clock is compared with.
-
-    Kept headers do not count. A clock that once was years ahead would otherwise keep everybody from backing up for
-    as long, with no way out; like this, giving up what it had stamped is one.
-    """
-
-
-NONE = Newest(0, None)
 
 
 def newest_receipt(txn: ReadTxn) -> Newest:
     """The newest receipt, as the ledger has kept it."""
-    value = txn.get("meta", _KEY)
-    if value is None:
-        return NONE
-    counter, received_ns, is_received = _VALUE.unpack(rows.unseal("meta", _KEY, value))
-    return Newest(counter, received_ns if is_received else None)
+    return meta_rows.decode_newest(txn.get(meta_rows.TABLE, NEWEST_RECEIPT))
 
 
 def derive_newest(txn: ReadTxn) -> Newest:
@@ -90,9 +64,7 @@ class Receipts:
             self._now = derive_newest(self._txn)
         if self._now == self._before:
             return
-        if self._now == NONE:
-            self._txn.delete("meta", _KEY)
+        if self._now == NO_RECEIPT:
+            self._txn.delete(meta_rows.TABLE, NEWEST_RECEIPT)
         else:
-            counter, received_ns = self._now
-            value = _VALUE.pack(counter, received_ns or 0, received_ns is not None)
-            self._txn.put("meta", _KEY, rows.seal(_KEY, value))
+            self._txn.put(meta_rows.TABLE, NEWEST_RECEIPT, meta_rows.encode_newest(self._now))

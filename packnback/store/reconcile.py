@@ -22,12 +22,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from blake3 import blake3
 from msgspec import Struct, field
 
 from packnback.errors import BlobMissing, IndexDamage
 from packnback.events import Watch
-from packnback.format import rows
+from packnback.format import meta_rows, rows
 from packnback.format.condemned import CondemnedList
 from packnback.format.rows import SnapshotRow
 from packnback.format.snapshot import KeptHeader
@@ -41,10 +40,6 @@ from packnback.store.objects import next_number
 
 _BATCH_RECORDS = 50_000
 """About so many records are adopted in one transaction."""
-_JUDGED_BY = b"judged by"
-"""Row in ``meta``: the layout of the rows, the repository id and a hash of the owner's bundle."""
-_UNORDERED = b"unordered"
-"""Row in ``meta``: copies that contradict each other were adopted, and what won is not yet the smallest name's."""
 _DIRECTORIES = {
     "snapshots": layout.SNAPSHOTS,
     "markers": layout.FORGOTTEN,
@@ -121,10 +116,10 @@ def reconcile(truth: Truth, index: Index, *, alone: bool = False) -> Reconciled:
     with index.read() as txn:
         marked = _is_marked(truth, txn)
         _check_packs(txn)
-        unordered = txn.get("meta", _UNORDERED) is not None
+        unordered = _is_unordered(txn)
         before = known_names(txn)
     if not marked:
-        index.write(lambda txn: txn.put("meta", _JUDGED_BY, rows.seal(_JUDGED_BY, _identity(truth))))
+        index.write(lambda txn: txn.put(meta_rows.TABLE, meta_rows.JUDGED_BY, _judged_by(truth)))
     listed = _listed_after_what_went(truth, before)
     new, gone = listed.minus(before), before.minus(listed)
     if not new and not gone and not unordered:
@@ -152,17 +147,22 @@ def _listed_after_what_went(truth: Truth, before: Names) -> Names:
     return listed
 
 
-def _identity(truth: Truth) -> bytes:
-    return bytes((rows.LAYOUT,)) + truth.repository_id + blake3(truth.owner_bundle).digest(16)
+def _judged_by(truth: Truth) -> bytes:
+    return meta_rows.encode_judged_by(truth.repository_id, truth.owner_bundle)
+
+
+def _is_unordered(txn: ReadTxn) -> bool:
+    return txn.get(meta_rows.TABLE, meta_rows.UNORDERED) is not None
 
 
 def _is_marked(truth: Truth, txn: ReadTxn) -> bool:
     """Whether the index says whose it is. Raises IndexDamage when it is another repository's, or another version's,
     or was filled under a config that was not the right one: its files were judged by other rules.
     """
-    value = txn.get("meta", _JUDGED_BY)
-    if value is not None and rows.unseal("meta", _JUDGED_BY, value) != _identity(truth):
-        raise IndexDamage("meta", "belongs to another repository or version")
+    value = txn.get(meta_rows.TABLE, meta_rows.JUDGED_BY)
+    if value is not None and value != _judged_by(truth):
+        rows.unseal(meta_rows.TABLE, meta_rows.JUDGED_BY, value)
+        raise IndexDamage(meta_rows.TABLE, "belongs to another repository or version")
     return value is not None
 
 
@@ -249,13 +249,13 @@ def _settled(txn: WriteTxn, adopt: Callable[[Ledger], T]) -> T:
     with changing(txn) as ledger:
         done = adopt(ledger)
     if ledger.conflicts:
-        txn.put("meta", _UNORDERED, rows.seal(_UNORDERED, b""))
+        txn.put(meta_rows.TABLE, meta_rows.UNORDERED, meta_rows.encode_unordered())
     return done
 
 
 def _needs_order(index: Index, *, removed: bool) -> bool:
     with index.read() as txn:
-        if txn.get("meta", _UNORDERED) is not None:
+        if _is_unordered(txn):
             return True
         return removed and any(rows.decode_pack(key, value).conflicts for key, value in txn.scan("packs"))
 
@@ -275,12 +275,12 @@ def _rebuild_in_order(truth: Truth, txn: WriteTxn) -> None:
                 ledger.adopt_pack(found.name, found.size, found.footer, found.status)
     others = _read_others(truth, Names(set(), names.others))
     _adopt_and_remove(truth, txn, others, Names(set(), {table: set() for table in _DIRECTORIES}))
-    txn.delete("meta", _UNORDERED)
+    txn.delete(meta_rows.TABLE, meta_rows.UNORDERED)
 
 
 def _clear(txn: WriteTxn) -> None:
     for table in rows.TABLES:
-        if table != "meta":
+        if table != meta_rows.TABLE:
             txn.clear(table)
 
 

@@ -25,25 +25,21 @@ from packnback.errors import (
     Unreadable,
     UnsupportedVersion,
 )
+from packnback.format import meta_rows, rows
 from packnback.format import pack as pack_format
 from packnback.format import record as record_format
-from packnback.format import rows
+from packnback.format.meta_rows import LastRead
 from packnback.format.pack import EnvelopeRow, RecordRow
 from packnback.ids import KIB, Kind
 from packnback.store import adoption, catalog, layout
 from packnback.store.blobs import BlobStore
 from packnback.store.damage import Finding, snapshots_needing
 from packnback.store.fetch import locations
-from packnback.store.index import ReadTxn
+from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.reconcile import Truth
 from packnback.store.repository import LocalRepository
 
 _THREADS = 2
-_READ_AT = b"read at "
-"""Prefix of the rows in ``meta``, followed by the pack's name: u64 time in ns (big-endian), or `_WAS_DAMAGED`."""
-_WAS_DAMAGED = b"damaged!"
-
-
 _BLOCKS = (64 * KIB, 4 * KIB, 512)
 """What of a file cannot be read is replaced by zeros, in blocks of these sizes, the larger ones first."""
 
@@ -164,19 +160,20 @@ def choose(repository: LocalRepository, sample_percent: float = 100.0) -> list[b
         names = [key for key, _ in txn.scan("pack_names")]
         if sample_percent >= 100:
             return names
-        read_at = {name: _read_at(txn, name) for name in names}
-    damaged = [name for name in names if read_at[name] == _WAS_DAMAGED]
-    others = sorted((name for name in names if read_at[name] != _WAS_DAMAGED), key=lambda name: (read_at[name], name))
+        last = {name: _last_read(txn, name) for name in names}
+    damaged = [name for name in names if last[name].damaged]
+    others = sorted((name for name in names if not last[name].damaged), key=lambda name: (last[name], name))
     return damaged + others[: math.ceil(len(others) * sample_percent / 100)]
 
 
-def _read_at(txn: ReadTxn, name: bytes) -> bytes:
-    return (txn.get("meta", _READ_AT + name) or b"")[:8]
+def _last_read(txn: ReadTxn, name: bytes) -> LastRead:
+    key = meta_rows.read_at_key(name)
+    return meta_rows.decode_last_read(key, txn.get(meta_rows.TABLE, key))
 
 
 def found_damaged(txn: ReadTxn) -> list[bytes]:
     """Packs that are there, and in which something was damaged when they were read last."""
-    return [name for name, _ in txn.scan("pack_names") if _read_at(txn, name) == _WAS_DAMAGED]
+    return [name for name, _ in txn.scan("pack_names") if _last_read(txn, name).damaged]
 
 
 def scrub(repository: LocalRepository, sample_percent: float = 100.0) -> list[Finding]:
@@ -210,10 +207,15 @@ class _Memory:
         """This pack was read now."""
         if self._full:
             return
-        key = _READ_AT + name
-        value = max(0, self._ports.now_ns()).to_bytes(8, "big") if good else _WAS_DAMAGED
+        key = meta_rows.read_at_key(name)
+        value = meta_rows.encode_last_read(key, LastRead(max(0, self._ports.now_ns()), not good))
+
+        def remember(txn: WriteTxn) -> None:
+            if txn.get("pack_names", name) is not None:  # a compaction may have deleted it meanwhile
+                txn.put(meta_rows.TABLE, key, value)
+
         try:
-            self._ports.index.write(lambda txn: txn.put("meta", key, rows.seal(key, value)))
+            self._ports.index.write(remember)
         except DiskFull:
             self._full = True
             self._ports.watch.progress.note("the disk is full: which packs were read cannot be remembered")

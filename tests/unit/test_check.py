@@ -16,7 +16,7 @@ from smallclient import OWNER, SmallClient
 from packnback.crypto.payload import encode_payload
 from packnback.crypto.seal import body_length, object_id, seal_body
 from packnback.errors import DamageBlocks, DiskFull, SnapshotDamage, Unreadable
-from packnback.format import record, rows
+from packnback.format import meta_rows, record, rows
 from packnback.format.pack import TRAILER_LEN
 from packnback.format.record import parse
 from packnback.format.snapshot import marker_name
@@ -34,7 +34,7 @@ from packnback.store.local import create_local, open_local
 from packnback.store.packer import EnvelopeFacts, Packer
 from packnback.store.repair import repair
 from packnback.store.repository import LocalRepository
-from packnback.store.scrub import choose, scrub
+from packnback.store.scrub import choose, found_damaged, scrub
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +94,28 @@ def test_consecutive_samples_read_every_pack_whatever_is_damaged(repository: Loc
         assert {p.stem for p in damaged if bytes.fromhex(p.stem) in read} == {n.hex() for n in told}, (
             "what is damaged is told every time"
         )
+
+
+def test_what_is_remembered_of_a_pack_goes_with_it(repository: LocalRepository) -> None:
+    def remembered() -> int:
+        with repository.read() as txn:
+            return sum(1 for _ in txn.scan("meta", meta_rows.read_at_key(b"")))
+
+    backup(repository, tree_of(1))
+    victim = data_packs(repository)[0]
+    flip(victim, 2000)
+    assert scrub(repository)
+    packs = len(choose(repository))
+    assert remembered() == packs
+    rotten = victim.read_bytes()
+    victim.unlink()
+    repository.reconcile()
+    assert remembered() == packs - 1
+    with repository.read() as txn:
+        assert found_damaged(txn) == []
+    victim.write_bytes(rotten)
+    repository.reconcile()
+    assert victim.stem in {name.hex() for name in choose(repository, 1)}, "it is unread, and so the first to be read"
 
 
 def test_an_interrupted_scrub_goes_on_where_it_was(

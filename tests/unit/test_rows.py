@@ -1,4 +1,4 @@
-"""Rows of the index: the short way to a snapshot's receipt agrees with the long one."""
+"""Rows of the index: the short way to a snapshot's receipt agrees with the long one, and the rows of ``meta``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packnback.errors import IndexDamage
-from packnback.format import rows
+from packnback.format import meta_rows, rows
+from packnback.format.meta_rows import LastRead, Newest
 from packnback.format.rows import SnapshotRow
 from packnback.format.snapshot import Receipt
 
@@ -33,3 +34,35 @@ def test_the_receipt_of_a_snapshot(status: int, time_ns: int, counter: int, clie
 def test_a_snapshot_without_a_receipt(status: int) -> None:
     value = rows.encode_snapshot(KEY, SnapshotRow(status, reason="r"))
     assert rows.receipt_of_snapshot(KEY, value) == (status, 0, 0)
+
+
+def test_rows_of_meta_that_are_not_there() -> None:
+    assert meta_rows.decode_next_pack(None) == 1
+    assert meta_rows.decode_newest(None) == meta_rows.NO_RECEIPT
+    assert meta_rows.decode_last_read(meta_rows.read_at_key(bytes(32)), None) == meta_rows.UNREAD
+    assert min(meta_rows.UNREAD, LastRead(0, False)) == meta_rows.UNREAD, "what was never read is read first"
+
+
+@given(st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1), st.integers(-(1 << 63), (1 << 63) - 1))
+def test_rows_of_meta(number: int, counter: int, time_ns: int) -> None:
+    assert meta_rows.decode_next_pack(meta_rows.encode_next_pack(number)) == number
+    for newest in (Newest(counter, time_ns), Newest(counter, None)):
+        assert meta_rows.decode_newest(meta_rows.encode_newest(newest)) == newest
+    key = meta_rows.read_at_key(bytes(32))
+    for damaged in (True, False):
+        read = LastRead(counter, damaged)
+        assert meta_rows.decode_last_read(key, meta_rows.encode_last_read(key, read)) == read
+
+
+def test_rows_of_meta_that_are_damaged() -> None:
+    key = meta_rows.read_at_key(b"\1" * 32)
+    for decode, sealed_with, value in (
+        (meta_rows.decode_next_pack, meta_rows.NEXT_PACK, meta_rows.encode_next_pack(7)),
+        (meta_rows.decode_newest, meta_rows.NEWEST_RECEIPT, meta_rows.encode_newest(Newest(7, 8))),
+        (lambda v: meta_rows.decode_last_read(key, v), key, meta_rows.encode_last_read(key, LastRead(7, True))),
+    ):
+        for at in range(len(value)):
+            with pytest.raises(IndexDamage):
+                decode(value[:at] + bytes((value[at] ^ 1,)) + value[at + 1 :])
+        with pytest.raises(IndexDamage):
+            decode(rows.seal(sealed_with, value))  # its check holds, its length is another one
