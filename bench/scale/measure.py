@@ -30,10 +30,11 @@ from packnback.gc.compact import compact
 from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.ids import Kind, ObjectClass
-from packnback.store.check import check_structure, stats
+from packnback.store.check import check_structure
 from packnback.store.index import ReadTxn
 from packnback.store.local import open_local
 from packnback.store.repository import LocalRepository
+from packnback.store.sizes import stats
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "sim"))
 from smallclient import SmallClient

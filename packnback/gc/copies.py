@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from packnback.errors import BlobMissing, FormatDamage, PackDamage, Unreadable, UnsupportedVersion
 from packnback.format import record as record_format
-from packnback.format.pack import MAGIC, EnvelopeRow, Footer, RecordRow
+from packnback.format.pack import EnvelopeRow, Footer, RecordRow
 from packnback.format.record import Record
-from packnback.store import adoption, layout
-from packnback.store.packer import EnvelopeFacts
-from packnback.store.reconcile import Truth
+from packnback.store import layout
+from packnback.store.footers import Footers
+from packnback.store.packer import PackedEnvelope
+from packnback.store.truth import Truth
 
 ROT = (PackDamage, FormatDamage, UnsupportedVersion, Unreadable)
 """What keeps a pack, or something in it, from being used."""
@@ -37,7 +38,7 @@ def read_records(truth: Truth, name: bytes, wanted: Sequence[RecordRow]) -> list
 
 def read_envelopes(
     truth: Truth, name: bytes, footer: Footer, wanted: Sequence[RecordRow]
-) -> dict[int, EnvelopeFacts]:
+) -> dict[int, PackedEnvelope]:
     """The envelopes that these records need, by their place in the footer. Raises FormatDamage, Unreadable."""
     found = {}
     for index in sorted({row.envelope for row in wanted}):
@@ -46,21 +47,21 @@ def read_envelopes(
         record = record_format.parse(data)
         if record.id != row.id or record.length != row.length:
             raise FormatDamage("record", "another envelope")
-        found[index] = EnvelopeFacts(data, row.id, row.client_id, row.domain_id, row.epoch, row.object_class)
+        found[index] = PackedEnvelope(data, row.id, row.client_id, row.domain_id, row.epoch, row.object_class)
     return found
 
 
 class Copies:
-    """Looks at copies that something else is about to be deleted for. Keeps a few footers."""
+    """Looks at copies that something else is about to be deleted for."""
 
     def __init__(self, truth: Truth) -> None:
         self._truth = truth
-        self._footers: dict[bytes, Footer] = {}
+        self._footers = Footers(truth.blobs, truth.watch.counters, _FOOTERS_KEPT)
 
     def are_whole(self, name: bytes, row: RecordRow) -> bool:
         """Whether the pack `name` has the object that `row` tells of, and a reader could have it from there."""
         try:
-            footer = self._footer(name)
+            footer = self._footers.of(name)
             copies = [copy for copy in footer.records if copy.id == row.id]
             read_records(self._truth, name, copies)
             read_envelopes(self._truth, name, footer, copies)
@@ -68,15 +69,3 @@ class Copies:
             return False
         facts = row.kind, row.level, row.refs
         return bool(copies) and all((copy.kind, copy.level, copy.refs) == facts for copy in copies)
-
-    def _footer(self, name: bytes) -> Footer:
-        footer = self._footers.get(name)
-        if footer is None:
-            # Readers refuse a pack without it.
-            if self._truth.blobs.read(layout.pack_path(name.hex()), 0, len(MAGIC)) != MAGIC:
-                raise PackDamage(name.hex(), "magic", 0)
-            _, footer = adoption.read_footer(self._truth.blobs, name, self._truth.watch.counters)
-            if len(self._footers) >= _FOOTERS_KEPT:
-                del self._footers[next(iter(self._footers))]
-            self._footers[name] = footer
-        return footer

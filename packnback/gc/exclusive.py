@@ -39,8 +39,8 @@ from packnback.store.condemned import condemned_packs
 from packnback.store.index import WriteTxn
 from packnback.store.interface import SnapshotInfo
 from packnback.store.lock import Held
-from packnback.store.reconcile import names_in
 from packnback.store.repository import LocalRepository
+from packnback.store.truth import names_in
 
 
 def compact_alone(repository: LocalRepository, options: CompactOptions) -> Compacted:

@@ -16,11 +16,12 @@ from packnback.gc.compact import compact
 from packnback.gc.compaction import Compacted, CompactOptions
 from packnback.gc.forget import check_clock, forget, recover
 from packnback.gc.whatif import exclusive_bytes
-from packnback.store.check import CheckReport, Stats, chain_findings, check_structure, file_findings, stats
+from packnback.store.check import CheckReport, chain_findings, check_structure, file_findings
 from packnback.store.damage import Finding, suspects_of
 from packnback.store.repair import Repaired, repair
 from packnback.store.repository import LocalRepository
 from packnback.store.scrub import scrub
+from packnback.store.sizes import Stats, stats
 
 
 class CheckOptions(Struct, frozen=True):

@@ -147,7 +147,7 @@ class Rewriting:
 
         def adopt(txn: WriteTxn) -> None:
             with changing(txn) as ledger:
-                ledger.adopt_pack(built.name, built.size, built.footer)
+                ledger.adopt_packs([built.found])
 
         self._index.write(adopt)
         self._note_copied(object_class)

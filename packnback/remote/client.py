@@ -37,9 +37,9 @@ from packnback.remote.channel import Channel
 from packnback.remote.frames import GET_LIMIT, HAS_LIMIT, NAMES_LIMIT, PPM
 from packnback.remote.link import Link
 from packnback.remote.transport import SshTransport, Target
-from packnback.store.check import Stats
 from packnback.store.damage import Finding
 from packnback.store.interface import Committed, Fetched, Head, SnapshotInfo
+from packnback.store.sizes import Stats
 
 SESSION_WAIT_S = 600.0
 _READ_OUT_S = 10.0

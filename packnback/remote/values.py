@@ -16,10 +16,11 @@ from packnback.format.snapshot import Receipt, snapshot_name
 from packnback.gc.compaction import Compacted
 from packnback.gc.maintenance import Checked, Released
 from packnback.ids import CLIENT_ID_LEN, DOMAIN_ID_LEN, HASH_LEN, ID_LEN
-from packnback.store.check import CheckReport, Stats
+from packnback.store.check import CheckReport
 from packnback.store.damage import Finding
 from packnback.store.interface import SnapshotInfo
 from packnback.store.repair import Repaired
+from packnback.store.sizes import Stats
 
 T = TypeVar("T", bound=Struct)
 _FINDINGS = "list[Finding]"

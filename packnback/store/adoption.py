@@ -180,12 +180,12 @@ def find_packs(blobs: BlobStore, names: Sequence[bytes], counters: Counters) -> 
                 yield pack
 
 
-def pack_facts(name: bytes, size: int, footer: Footer | None, status: int = rows.GOOD) -> PackFacts:
+def pack_facts(found: FoundPack) -> PackFacts:
     """What an index is to remember of a pack; of one without a footer that is little.
 
     A record belongs to the client that its envelope names, wherever compaction has moved it.
     """
-    row, used = PackRow(name, size, status), dict[bytes, int]()
+    row, used, footer = PackRow(found.name, found.size, found.status), dict[bytes, int](), found.footer
     if footer is not None:
         row.object_class = footer.object_class
         row.records = len(footer.records)

@@ -93,7 +93,7 @@ class SortedPacks:
                 self._inner.append(pack.name)
                 continue
             number = self._first + len(self._facts)
-            self._facts.append(_facts(pack))
+            self._facts.append(pack_facts(pack))
             self._watch.progress.advance(1)
             if pack.footer is not None:
                 located = rows.encode_objects((record.id, location(number, record)) for record in pack.footer.records)
@@ -102,10 +102,6 @@ class SortedPacks:
 
     def _found(self, names: Sequence[bytes]) -> Iterator[FoundPack]:
         return adoption.find_packs(self._blobs, names, self._watch.counters)
-
-
-def _facts(pack: FoundPack) -> PackFacts:
-    return pack_facts(pack.name, pack.size, pack.footer, pack.status)
 
 
 def _append(ledger: Ledger, found: list[bytes], last: bytes) -> None:
@@ -127,6 +123,6 @@ def _append(ledger: Ledger, found: list[bytes], last: bytes) -> None:
 
 
 def _put_inner(ledger: Ledger, pack: FoundPack) -> None:
-    number = ledger.adopt_name(_facts(pack))
+    number = ledger.adopt_name(pack_facts(pack))
     if pack.footer is not None:
         ledger.put_inner(number, sorted(pack.footer.records, key=lambda record: record.id))

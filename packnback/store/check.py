@@ -19,14 +19,14 @@ from msgspec import Struct, field
 from packnback.errors import IndexDamage
 from packnback.format import rows
 from packnback.store import catalog, layout
-from packnback.store.condemned import condemned_packs
 from packnback.store.damage import Finding, missing_below, snapshots_needing
 from packnback.store.index import Index, ReadTxn
 from packnback.store.interface import SnapshotInfo
 from packnback.store.objects import next_number
 from packnback.store.receipts import newest_receipt
-from packnback.store.reconcile import Truth, known_names, reconcile
+from packnback.store.reconcile import known_names, reconcile
 from packnback.store.repository import LocalRepository
+from packnback.store.truth import Truth
 
 _KIND_OF_DIRECTORY = {
     "packs": "pack",
@@ -261,42 +261,3 @@ def stranger_findings(truth: Truth) -> list[Finding]:
             if layout.pack_name(directory, name) is None and not layout.is_foreign(name):
                 findings.append(Finding("stranger", f"{directory}/{layout.known_as(name)}", "not a pack's name"))
     return findings
-
-
-class Stats(Struct, frozen=True):
-    """Sizes, in bytes. Live are the records that some snapshot needs, with the packs' framing left out."""
-
-    packs: int
-    objects: int
-    objects_live: int
-    snapshots: int
-    bytes_total: int
-    bytes_live: int
-    packs_condemned: int = 0
-    """Packs that wait for being deleted (`packnback.gc.condemn`)."""
-    bytes_condemned: int = 0
-
-    @property
-    def bytes_waste(self) -> int:
-        """What compaction could free at the most."""
-        return self.bytes_total - self.bytes_live
-
-
-def stats(repository: LocalRepository) -> Stats:
-    """Sizes as the index knows them. The caller holds the lock, and has reconciled."""
-    with repository.read() as txn:
-        packs = [rows.decode_pack(key, value) for key, value in txn.scan("packs")]
-        infos = catalog.snapshots(txn)
-        snapshot_bytes = sum(info.size for info in infos)
-        condemned = condemned_packs(txn)
-        framing = sum(p.size - p.record_bytes for p in packs if p.live_bytes)
-        return Stats(
-            packs=len(packs),
-            objects=txn.count("objects"),
-            objects_live=txn.count("counts"),
-            snapshots=len(infos),
-            bytes_total=sum(p.size for p in packs) + snapshot_bytes,
-            bytes_live=sum(p.live_bytes for p in packs) + framing + snapshot_bytes,
-            packs_condemned=sum(p.name in condemned for p in packs),
-            bytes_condemned=sum(p.size for p in packs if p.name in condemned),
-        )

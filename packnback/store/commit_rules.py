@@ -20,7 +20,7 @@ from packnback.store import adoption, catalog
 from packnback.store.index import ReadTxn
 from packnback.store.objects import is_complete, lookup
 from packnback.store.receipts import newest_receipt
-from packnback.store.reconcile import Truth
+from packnback.store.truth import Truth
 
 CLOCK_BACKWARDS_NS = 15 * 60 * 10**9
 """A clock may be this much behind the newest receipt."""

@@ -23,13 +23,13 @@ from packnback.errors import (
     Unreadable,
 )
 from packnback.events import Watch
-from packnback.format import pack as pack_format
 from packnback.format import record as record_format
 from packnback.format import rows
-from packnback.format.pack import EnvelopeRow, Footer
+from packnback.format.pack import EnvelopeRow
 from packnback.ids import KIB, MIB
-from packnback.store import adoption, layout
+from packnback.store import layout
 from packnback.store.blobs import BlobStore
+from packnback.store.footers import Footers
 from packnback.store.index import IndexReader, ReadTxn
 from packnback.store.interface import Fetched
 from packnback.store.objects import lookup, pack_row
@@ -88,7 +88,7 @@ class Fetcher:
         self._watch = watch
         self._mutex = threading.Lock()
         """Over what is kept, and the counters."""
-        self._footers: OrderedDict[bytes, Footer] = OrderedDict()
+        self._footers = Footers(blobs, watch.counters, _FOOTERS_KEPT)
         self._envelopes: OrderedDict[bytes, bytes] = OrderedDict()
 
     def fetch(self, ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
@@ -117,28 +117,13 @@ class Fetcher:
             wanted = sorted(by_pack[pack], key=lambda place: place.offset)
             try:
                 with self._mutex:
-                    footer = self._footer(pack)
+                    footer = self._footers.of(pack)
             except _PACK_PROBLEMS as problem:
                 yield from ((place, _damage(place, problem)) for place in wanted)
                 continue
             envelopes = {row.envelope_id: row for row in footer.envelopes}
             for span in _spans(wanted):
                 yield from self._read_span(span, envelopes, checked)
-
-    def _footer(self, pack: bytes) -> Footer:
-        """The footer of a pack, whose magic is looked at once as well."""
-        known = self._footers.get(pack)
-        if known is not None:
-            self._footers.move_to_end(pack)
-            return known
-        path = layout.pack_path(pack.hex())
-        if self._blobs.read(path, 0, len(pack_format.MAGIC)) != pack_format.MAGIC:
-            raise PackDamage(pack.hex(), "magic", 0)
-        _, footer = adoption.read_footer(self._blobs, pack, self._watch.counters)
-        self._footers[pack] = footer
-        while len(self._footers) > _FOOTERS_KEPT:
-            self._footers.popitem(last=False)
-        return footer
 
     def _read_span(
         self, span: list[Location], envelopes: dict[bytes, EnvelopeRow], checked: bool

@@ -20,11 +20,11 @@ from msgspec.structs import replace
 
 from packnback.format import meta_rows, rows
 from packnback.format.condemned import CondemnedList
-from packnback.format.pack import Footer, RecordRow
+from packnback.format.pack import RecordRow
 from packnback.format.rows import ObjectRow, ReleasedRow, SnapshotRow
 from packnback.format.snapshot import KeptHeader, decode_header, decode_receipt, snapshot_name
 from packnback.ids import ID_LEN, Kind
-from packnback.store.adoption import PackFacts, pack_facts
+from packnback.store.adoption import FoundPack, PackFacts, pack_facts
 from packnback.store.completeness import Completeness
 from packnback.store.condemned import condemned_numbers
 from packnback.store.index import WriteTxn
@@ -69,20 +69,16 @@ class Ledger:
 
     # --- packs ------------------------------------------------------------------------------------------
 
-    def adopt_pack(self, name: bytes, size: int, footer: Footer | None, status: int = rows.GOOD) -> None:
-        """Add a pack and a row for every record of it. `footer` is None for one that cannot be parsed."""
-        self.adopt_packs([(name, size, footer, status)])
-
-    def adopt_packs(self, packs: Iterable[tuple[bytes, int, Footer | None, int]]) -> None:
-        """Add packs, each as (name, size, footer, status), and rows for all their records.
-
-        The result is the same in any order, unless there are conflicts.
+    def adopt_packs(self, packs: Iterable[FoundPack]) -> None:
+        """Add packs and a row for every record of them. The result is the same in any order, unless there are
+        conflicts.
         """
         arrivals: list[_Arrival] = []
-        for name, size, footer, status in packs:
-            if self.txn.get("pack_names", name) is None:
-                number = self.adopt_name(pack_facts(name, size, footer, status))
-                arrivals += ((number, record) for record in (footer.records if footer is not None else ()))
+        for found in packs:
+            if self.txn.get("pack_names", found.name) is None:
+                number = self.adopt_name(pack_facts(found))
+                records = found.footer.records if found.footer is not None else ()
+                arrivals += ((number, record) for record in records)
         data = [arrival for arrival in arrivals if arrival[1].kind == Kind.DATA]
         data.sort(key=lambda arrival: arrival[1].id)
         self._adopt_data(data)

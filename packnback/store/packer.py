@@ -11,6 +11,7 @@ from collections.abc import Callable
 from blake3 import blake3
 from msgspec import Struct
 
+from packnback.crypto.envelope_layout import EnvelopeFacts, parse_envelope
 from packnback.errors import FormatDamage
 from packnback.format.pack import (
     MAGIC,
@@ -23,6 +24,7 @@ from packnback.format.pack import (
 )
 from packnback.format.record import Record
 from packnback.ids import MIB
+from packnback.store.adoption import FoundPack
 
 PACK_TARGET = 32 * MIB
 """A pack is published when it has grown to this many bytes."""
@@ -30,16 +32,22 @@ RECORDS_LIMIT = 16_384
 """… or to this many records, which bounds its footer."""
 
 
-class EnvelopeFacts(Struct, frozen=True):
-    """What an envelope says about itself in clear, as the packer needs it."""
+class PackedEnvelope(Struct, frozen=True):
+    """An envelope as it goes into a pack: its whole record, and what the pack's footer says of it."""
 
     record: bytes
-    """Its whole record."""
     id: bytes
+    """The id of its record."""
     client_id: bytes
     domain_id: bytes
     epoch: int
     object_class: int
+
+    @classmethod
+    def of(cls, data: bytes, record: Record, facts: EnvelopeFacts | None = None) -> PackedEnvelope:
+        """From its whole record (`data`, parsed as `record`). Raises EnvelopeRejected unless `facts` are known."""
+        facts = facts or parse_envelope(bytes(record.body))
+        return cls(data, record.id, facts.client_id, facts.domain_id, facts.epoch, facts.object_class)
 
 
 class BuiltPack(Struct, frozen=True):
@@ -49,6 +57,11 @@ class BuiltPack(Struct, frozen=True):
     buffers: list[bytes | bytearray]
     size: int
     footer: Footer
+
+    @property
+    def found(self) -> FoundPack:
+        """As it would be found among the others."""
+        return FoundPack(self.name, self.size, self.footer)
 
 
 class Packer:
@@ -74,11 +87,7 @@ class Packer:
         """Whether it is time to publish."""
         return self.size >= PACK_TARGET or len(self._records) >= RECORDS_LIMIT
 
-    def rows(self) -> list[RecordRow]:
-        """The rows of the objects in the open pack."""
-        return list(self._records)
-
-    def add(self, data: bytes | bytearray, record: Record, envelope: EnvelopeFacts) -> None:
+    def add(self, data: bytes | bytearray, record: Record, envelope: PackedEnvelope) -> None:
         """Append a whole record (`data`, parsed as `record`) that is sealed under `envelope`."""
         if record.envelope_id != envelope.id[: len(record.envelope_id)]:
             raise FormatDamage("record", "another envelope")
@@ -91,7 +100,7 @@ class Packer:
         self._buffers.append(data)
         self.size += len(data)
 
-    def _add_envelope(self, envelope: EnvelopeFacts) -> int:
+    def _add_envelope(self, envelope: PackedEnvelope) -> int:
         index = self._envelope_index[envelope.id] = len(self._envelopes)
         self._envelopes.append(
             EnvelopeRow(

@@ -25,7 +25,6 @@ from functools import partial
 from msgspec import Struct, field
 
 from packnback.errors import BlobMissing, IndexDamage
-from packnback.events import Watch
 from packnback.format import meta_rows, rows
 from packnback.format.condemned import CondemnedList
 from packnback.format.rows import SnapshotRow
@@ -33,36 +32,13 @@ from packnback.format.snapshot import KeptHeader
 from packnback.ids import ObjectClass
 from packnback.store import adoption, bulk, layout
 from packnback.store.adoption import FoundPack
-from packnback.store.blobs import BlobStore
 from packnback.store.index import Index, ReadTxn, T, WriteTxn
 from packnback.store.ledger import Ledger, changing
 from packnback.store.objects import next_number
+from packnback.store.truth import DIRECTORY_OF, Names, Truth, listed_names
 
 _BATCH_RECORDS = 50_000
 """About so many records are adopted in one transaction."""
-_DIRECTORIES = {
-    "snapshots": layout.SNAPSHOTS,
-    "markers": layout.FORGOTTEN,
-    "batches": layout.HEADERS,
-    "condemned": layout.CONDEMNED,
-}
-
-
-class Names(Struct):
-    """The names that make up the truth, as the index knows them or as the directories hold them."""
-
-    packs: set[bytes] = field(default_factory=set)
-    others: dict[str, set[str]] = field(default_factory=dict)
-    """By index table: ``snapshots``, ``markers``, ``batches``, ``condemned``."""
-
-    def minus(self, other: Names) -> Names:
-        """The names that `other` does not have."""
-        return Names(self.packs - other.packs, {t: names - other.others[t] for t, names in self.others.items()})
-
-    def __bool__(self) -> bool:
-        return bool(self.packs) or any(self.others.values())
-
-
 class Reconciled(Struct, frozen=True):
     """What changed in the index."""
 
@@ -71,39 +47,12 @@ class Reconciled(Struct, frozen=True):
     removed: int = 0
 
 
-class Truth(Struct, frozen=True):
-    """What is needed to judge files without keys: where they are, and who their owner is."""
-
-    blobs: BlobStore
-    repository_id: bytes
-    owner_bundle: bytes
-    watch: Watch
-
-
 def known_names(txn: ReadTxn) -> Names:
     """The names that the index knows."""
     return Names(
         {key for key, _ in txn.scan("pack_names")},
-        {table: {rows.name_of(table, *row) for row in txn.scan(table)} for table in _DIRECTORIES},
+        {table: {rows.name_of(table, *row) for row in txn.scan(table)} for table in DIRECTORY_OF},
     )
-
-
-def names_in(truth: Truth, directory: str) -> set[str]:
-    """The names in a directory, as the index knows them, without those that are nobody's business here."""
-    return {layout.known_as(name) for name in truth.blobs.list(directory) if not layout.is_foreign(name)}
-
-
-def listed_names(truth: Truth) -> Names:
-    """The names that the directories hold: everything else first, packs last."""
-    others = {table: names_in(truth, directory) for table, directory in _DIRECTORIES.items()}
-    packs = set()
-    for directory in layout.PACK_DIRECTORIES:
-        for name in truth.blobs.list(directory):
-            stem = layout.pack_name(directory, name)
-            if stem is not None:
-                packs.add(stem)
-    truth.watch.counters.packs_listed += len(packs)
-    return Names(packs, others)
 
 
 def reconcile(truth: Truth, index: Index, *, alone: bool = False) -> Reconciled:
@@ -168,7 +117,7 @@ def _is_marked(truth: Truth, txn: ReadTxn) -> bool:
 
 def _settle(truth: Truth, new: Names) -> None:
     directories = {f"{layout.PACKS}/{name[:1].hex()}" for name in new.packs}
-    directories |= {_DIRECTORIES[table] for table, names in new.others.items() if names}
+    directories |= {DIRECTORY_OF[table] for table, names in new.others.items() if names}
     for directory in sorted(directories):
         truth.blobs.settle(directory)
 
@@ -239,7 +188,7 @@ def _batches(packs: Iterable[FoundPack]) -> Iterator[list[FoundPack]]:
 
 def _adopting(batch: list[FoundPack]) -> Callable[[WriteTxn], None]:
     def adopt(ledger: Ledger) -> None:
-        ledger.adopt_packs((found.name, found.size, found.footer, found.status) for found in batch)
+        ledger.adopt_packs(batch)
 
     return partial(_settled, adopt=adopt)
 
@@ -271,10 +220,10 @@ def _rebuild_in_order(truth: Truth, txn: WriteTxn) -> None:
     _clear(txn)
     for batch in _batches(adoption.find_packs(truth.blobs, sorted(names.packs), truth.watch.counters)):
         with changing(txn) as ledger:
-            for found in batch:
-                ledger.adopt_pack(found.name, found.size, found.footer, found.status)
+            for found in batch:  # each by itself: what comes first counts
+                ledger.adopt_packs([found])
     others = _read_others(truth, Names(set(), names.others))
-    _adopt_and_remove(truth, txn, others, Names(set(), {table: set() for table in _DIRECTORIES}))
+    _adopt_and_remove(truth, txn, others, Names(set(), {table: set() for table in DIRECTORY_OF}))
     txn.delete(meta_rows.TABLE, meta_rows.UNORDERED)
 
 
@@ -365,7 +314,7 @@ def _remove(truth: Truth, txn: WriteTxn, ledger: Ledger, gone: Names) -> int:
     removed = 0
     for table, drop in drops.items():
         for name in sorted(gone.others[table]):
-            if not truth.blobs.exists(f"{_DIRECTORIES[table]}/{name}"):
+            if not truth.blobs.exists(f"{DIRECTORY_OF[table]}/{name}"):
                 drop(name)
                 removed += 1
     numbers = []

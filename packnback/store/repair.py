@@ -20,7 +20,6 @@ from contextlib import suppress
 
 from msgspec import Struct, field
 
-from packnback.crypto.envelope_layout import parse_envelope
 from packnback.errors import (
     BlobMissing,
     EnvelopeRejected,
@@ -39,7 +38,7 @@ from packnback.store import adoption, catalog, layout
 from packnback.store.index import WriteTxn
 from packnback.store.ledger import changing
 from packnback.store.objects import contradicts, lookup, pack_row
-from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.packer import PackedEnvelope, Packer
 from packnback.store.quarantine import put_aside
 from packnback.store.repository import LocalRepository
 from packnback.store.scrub import read_what_can_be_read, scrub_pack
@@ -149,14 +148,13 @@ def _salvage(repository: LocalRepository, data: bytes, footer: Footer | None, ba
 
     A record of which another pack has a different copy is left behind: the other one counts.
     """
-    envelopes: dict[bytes, EnvelopeFacts] = {}
+    envelopes: dict[bytes, PackedEnvelope] = {}
     objects: dict[bytes, tuple[bytes, Record]] = {}
     for at, record in _good_records(data, footer):
         whole = data[at : at + record.length]
         if record.kind == Kind.ENVELOPE:
-            facts = _envelope_facts(whole, record)
-            if facts is not None:
-                envelopes[record.envelope_id] = facts
+            with suppress(EnvelopeRejected):
+                envelopes[record.envelope_id] = PackedEnvelope.of(whole, record)
         elif record.kind != Kind.METADATA and record.id not in bad:
             objects.setdefault(record.id, (whole, record))
     wanted = {record.envelope_id for _, record in objects.values()} - envelopes.keys()
@@ -194,9 +192,9 @@ def _good_records(data: bytes, footer: Footer | None) -> Iterator[tuple[int, Rec
                 yield row.offset, record
 
 
-def _envelopes_elsewhere(repository: LocalRepository, wanted: set[bytes]) -> dict[bytes, EnvelopeFacts]:
+def _envelopes_elsewhere(repository: LocalRepository, wanted: set[bytes]) -> dict[bytes, PackedEnvelope]:
     """Envelopes out of other packs: one serves for about 64 MiB, so it often stands in several."""
-    found: dict[bytes, EnvelopeFacts] = {}
+    found: dict[bytes, PackedEnvelope] = {}
     with repository.read() as txn:
         names = [key for key, _ in txn.scan("pack_names")] if wanted else []
     blobs, counters = repository.truth.blobs, repository.truth.watch.counters
@@ -206,21 +204,14 @@ def _envelopes_elsewhere(repository: LocalRepository, wanted: set[bytes]) -> dic
                 if row.envelope_id not in wanted - found.keys():
                     continue
                 whole = blobs.read(layout.pack_path(name.hex()), row.offset, row.length)
-                facts = _envelope_facts(whole, record_format.parse(whole))
-                if facts is not None and facts.id == row.id:
-                    found[row.envelope_id] = facts
+                with suppress(EnvelopeRejected):
+                    envelope = PackedEnvelope.of(whole, record_format.parse(whole))
+                    if envelope.id == row.id:
+                        found[row.envelope_id] = envelope
         # A pack that is damaged as well has nothing to offer, and is told of on its own account.
         if not wanted - found.keys():
             break
     return found
-
-
-def _envelope_facts(whole: bytes, record: Record) -> EnvelopeFacts | None:
-    try:
-        facts = parse_envelope(bytes(record.body))
-    except EnvelopeRejected:
-        return None
-    return EnvelopeFacts(whole, record.id, facts.client_id, facts.domain_id, facts.epoch, facts.object_class)
 
 
 def _contradicts(repository: LocalRepository, record: Record) -> bool:
@@ -234,6 +225,6 @@ def _publish(repository: LocalRepository, packer: Packer) -> None:
 
     def adopt(txn: WriteTxn) -> None:
         with changing(txn) as ledger:
-            ledger.adopt_pack(built.name, built.size, built.footer)
+            ledger.adopt_packs([built.found])
 
     repository.ports.index.write(adopt)

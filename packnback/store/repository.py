@@ -32,13 +32,15 @@ from packnback.store import catalog, layout, leases
 from packnback.store.blobs import BlobStore
 from packnback.store.commit_rules import ClientIdentity
 from packnback.store.condemned import condemned_lists
+from packnback.store.current import IndexReplaced
 from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, ReadTxn, T, WriteTxn
 from packnback.store.interface import Fetched, SnapshotInfo
 from packnback.store.leases import Lease
 from packnback.store.lock import Held, Locks
-from packnback.store.reconcile import Reconciled, Truth, reconcile
-from packnback.store.session import IndexReplaced, LocalSession
+from packnback.store.reconcile import Reconciled, reconcile
+from packnback.store.session import LocalSession
+from packnback.store.truth import Truth
 
 SESSION_WAIT_S = 600.0
 """How long a session waits for a compaction to end, unless told otherwise."""

@@ -36,8 +36,8 @@ from packnback.store.blobs import BlobStore
 from packnback.store.damage import Finding, snapshots_needing
 from packnback.store.fetch import locations
 from packnback.store.index import ReadTxn, WriteTxn
-from packnback.store.reconcile import Truth
 from packnback.store.repository import LocalRepository
+from packnback.store.truth import Truth
 
 _THREADS = 2
 _BLOCKS = (64 * KIB, 4 * KIB, 512)

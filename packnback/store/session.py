@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import TypeVar
 
 from packnback.crypto.envelope_layout import parse_envelope
 from packnback.errors import (
@@ -31,7 +30,6 @@ from packnback.errors import (
     BlobMissing,
     EnvelopeRejected,
     FormatDamage,
-    IndexDamage,
     NotAllowed,
     ObjectMissing,
     Poisoned,
@@ -48,24 +46,19 @@ from packnback.store import adoption, catalog, layout
 from packnback.store import commit_rules as rules
 from packnback.store.commit_rules import ClientIdentity
 from packnback.store.condemned import Standing, by_level, is_condemned
+from packnback.store.current import Current, IndexReplaced
 from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, ReadTxn, WriteTxn
 from packnback.store.interface import Committed, Head
 from packnback.store.ledger import changing
 from packnback.store.lock import Held
 from packnback.store.objects import contradicts, is_complete, lookup
-from packnback.store.packer import BuiltPack, EnvelopeFacts, Packer
-from packnback.store.reconcile import Truth, reconcile
-
-T = TypeVar("T")
+from packnback.store.packer import BuiltPack, PackedEnvelope, Packer
+from packnback.store.truth import Truth
 
 _ENVELOPES_KEPT = 64
 _COMMIT_ATTEMPTS = 3
 _RESCUED_AT_ONCE = 1_000
-
-
-class IndexReplaced(Exception):
-    """The index was thrown away and made anew while we worked: reconcile, then run the transaction again."""
 
 
 class LocalSession:
@@ -94,11 +87,11 @@ class LocalSession:
         self._self_stamped = self_stamped
         self._fenced = fenced
         self._standing = Standing()
+        self._current = Current(truth, index, self._standing.forget)
         self._held = held
         self._packers = {c: Packer(random) for c in ObjectClass}
         self._open: dict[ObjectClass, dict[bytes, Record]] = {c: {} for c in ObjectClass}
-        self._envelopes: dict[bytes, EnvelopeFacts] = {}
-        self._generation = index.generation
+        self._envelopes: dict[bytes, PackedEnvelope] = {}
         self._lost: str | None = None
         """The pack that could not be published: what was in it, and passed for open, is nowhere."""
         self.bytes_published = 0
@@ -111,7 +104,7 @@ class LocalSession:
         tag = self._client.domain_id[:8]
         if any(i[:8] != tag for i in ids):
             raise NotAllowed("has", "foreign domain")
-        return self._read(lambda txn: self._has(txn, ids))
+        return self._current.read(lambda txn: self._has(txn, ids))
 
     def _has(self, txn: ReadTxn, ids: Sequence[bytes]) -> list[bool]:
         """What stands only in condemned packs has to be stored again: nobody may rely on it any more."""
@@ -121,39 +114,6 @@ class LocalSession:
             standing = iter(self._standing.all_of(txn, complete))
             present = [known and next(standing) for known in present]
         return [known or self._is_open(object_id) for object_id, known in zip(ids, present, strict=True)]
-
-    def _read(self, body: Callable[[ReadTxn], T]) -> T:
-        """Run `body` on the index that we have reconciled, not on one that somebody has just made anew.
-
-        On a damaged one, after everything was derived anew; once, as a disk or a memory that is going bad damages
-        the next one, too.
-        """
-        mended = False
-        while True:
-            try:
-                with self._index.read() as txn:
-                    if self._index.generation == self._generation:
-                        return body(txn)
-            except IndexDamage:
-                if mended:
-                    raise
-                self._index.discard()
-                mended = True
-            self._catch_up()
-
-    def _write(self, body: Callable[[WriteTxn], T]) -> T:
-        """Run `body`; on a damaged index, after everything was derived anew. A view is no reason to stop."""
-        try:
-            return self._index.write(body)
-        except IndexDamage:
-            self._index.discard()
-            self._catch_up()
-            return self._index.write(body)
-
-    def _catch_up(self) -> None:
-        self._generation = self._index.generation
-        self._standing.forget()
-        reconcile(self._truth, self._index)
 
     def _is_open(self, object_id: bytes) -> bool:
         return any(object_id in opened for opened in self._open.values())
@@ -176,9 +136,7 @@ class LocalSession:
             raise NotAllowed("put", "envelope of another repository, owner, client, domain or epoch")
         while len(self._envelopes) >= _ENVELOPES_KEPT:
             del self._envelopes[next(iter(self._envelopes))]
-        self._envelopes[record.envelope_id] = EnvelopeFacts(
-            data, record.id, facts.client_id, facts.domain_id, facts.epoch, facts.object_class
-        )
+        self._envelopes[record.envelope_id] = PackedEnvelope.of(data, record, facts)
 
     def _add_object(self, data: bytes | bytearray, record: Record) -> None:
         if record.kind == Kind.METADATA or record.level >= LEVEL_LIMIT:
@@ -194,7 +152,7 @@ class LocalSession:
             return
         self._add_to_pack(data, record, envelope)
 
-    def _add_to_pack(self, data: bytes | bytearray, record: Record, envelope: EnvelopeFacts) -> None:
+    def _add_to_pack(self, data: bytes | bytearray, record: Record, envelope: PackedEnvelope) -> None:
         object_class = class_of(record.kind)
         packer = self._packers[object_class]
         packer.add(data, record, envelope)
@@ -206,14 +164,14 @@ class LocalSession:
 
     def _is_known_or_new(self, record: Record) -> bool:
         try:
-            return self._read(lambda txn: self._is_known(txn, record))
+            return self._current.read(lambda txn: self._is_known(txn, record))
         except ObjectMissing as missing:
             wanted = missing.id
-            if self._read(lambda txn: lookup(txn, wanted)) is None:
+            if self._current.read(lambda txn: lookup(txn, wanted)) is None:
                 raise
         # It is there, but what it needs was lost, and may be in an open pack by now: then it is whole after a flush.
         self.flush()
-        return self._read(lambda txn: self._is_known(txn, record))
+        return self._current.read(lambda txn: self._is_known(txn, record))
 
     def _is_known(self, txn: ReadTxn, record: Record) -> bool:
         row = lookup(txn, record.id)
@@ -257,7 +215,7 @@ class LocalSession:
         built = packer.finish()
         path = layout.pack_path(built.name.hex())
         try:
-            self._write(lambda txn: self._publish_in(txn, path, built))
+            self._current.write(lambda txn: self._publish_in(txn, path, built))
         except BaseException:
             self._lost = path
             raise
@@ -276,7 +234,7 @@ class LocalSession:
         with suppress(AlreadyExists):  # from an earlier run of this transaction: nobody else draws this name
             self._truth.blobs.publish(path, built.buffers)
         with changing(txn) as ledger:
-            ledger.adopt_pack(built.name, built.size, built.footer)
+            ledger.adopt_packs([built.found])
 
     def _refuse_if_lost(self) -> None:
         if self._lost is not None:
@@ -291,7 +249,7 @@ class LocalSession:
 
     def head(self) -> Head | None:
         """See `interface.Session.head`."""
-        return self._read(lambda txn: catalog.head(txn, self._client.client_id))
+        return self._current.read(lambda txn: catalog.head(txn, self._client.client_id))
 
     def commit(self, snapshot_bytes: bytes) -> Committed:
         """See `interface.Session.commit`."""
@@ -327,14 +285,14 @@ class LocalSession:
             # Rows that we knew are gone: somebody threw the index away. The directories still tell.
             with suppress(IndexReplaced, ObjectMissing):
                 return self._commit_once(name, file)
-            self._catch_up()
+            self._current.catch_up()
         try:
             return self._commit_once(name, file)
         except IndexReplaced:
             raise StorageFailed("commit", name, "the index is made anew again and again") from None
 
     def _commit_once(self, name: str, file: SnapshotFile) -> Committed:
-        committed, length = self._write(lambda txn: self._commit_in(txn, name, file))
+        committed, length = self._current.write(lambda txn: self._commit_in(txn, name, file))
         self.bytes_published += length
         return committed
 
@@ -346,10 +304,10 @@ class LocalSession:
         """
         root = file.header.root
         for _ in range(_COMMIT_ATTEMPTS):
-            self._catch_up()
-            if not self._read(lambda txn: is_complete(txn, root)):
+            self._current.catch_up()
+            if not self._current.read(lambda txn: is_complete(txn, root)):
                 raise ObjectMissing(root, file.id.hex())
-            lacking = self._read(lambda txn: by_level(txn, self._standing.lacking(txn, root)))
+            lacking = self._current.read(lambda txn: by_level(txn, self._standing.lacking(txn, root)))
             if not lacking:
                 return
             self._rescue(lacking)
@@ -360,16 +318,19 @@ class LocalSession:
         fetcher = Fetcher(self._truth.blobs, self._index, self._truth.watch)
         for at in range(0, len(ids), _RESCUED_AT_ONCE):
             for fetched in fetcher.fetch(ids[at : at + _RESCUED_AT_ONCE]):
-                envelope = None if fetched.problem else _facts_of(fetched.envelope)
-                if envelope is not None:
-                    data = bytes(fetched.record)
-                    self._add_to_pack(data, record_format.parse(data), envelope)
+                if fetched.problem is not None:
+                    continue
+                data, whole = bytes(fetched.record), record_format.envelope_record(fetched.envelope)
+                try:
+                    envelope = PackedEnvelope.of(whole, record_format.parse(whole))
+                except EnvelopeRejected:
+                    continue
+                self._add_to_pack(data, record_format.parse(data), envelope)
         self.flush()
 
     def _commit_in(self, txn: WriteTxn, name: str, file: SnapshotFile) -> tuple[Committed, int]:
         """What is told to the client, and the length of the file that was published for it."""
-        if self._index.generation != self._generation:
-            raise IndexReplaced
+        self._current.demand_same()
         header, snapshot_id = file.header, file.id
         known = catalog.find(txn, header.client_id, header.sequence, snapshot_id)
         if known is not None:
@@ -420,13 +381,3 @@ class LocalSession:
                 self._truth.blobs.delete(f"{layout.FORGOTTEN}/{marker}")
         if markers:
             self._truth.blobs.barrier()
-
-
-def _facts_of(envelope: bytes) -> EnvelopeFacts | None:
-    try:
-        facts = parse_envelope(envelope)
-    except EnvelopeRejected:
-        return None
-    whole = record_format.envelope_record(envelope)
-    named = (facts.client_id, facts.domain_id, facts.epoch, facts.object_class)
-    return EnvelopeFacts(whole, record_format.parse(whole).id, *named)

@@ -30,11 +30,12 @@ from packnback.remote.frames import Frame, Side
 from packnback.remote.protocol import Closed, Connection
 from packnback.remote.server import VERBS, Role
 from packnback.remote.serving import serve
-from packnback.store.check import CheckReport, Stats
+from packnback.store.check import CheckReport
 from packnback.store.damage import Finding
 from packnback.store.interface import SnapshotInfo
 from packnback.store.local import create_local, open_local
 from packnback.store.repair import Repaired
+from packnback.store.sizes import Stats
 
 CONFIG = config.Config(bytes(16), OWNER.bundle.raw)
 Answers = Callable[[Frame], list[Frame]]

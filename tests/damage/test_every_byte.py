@@ -23,8 +23,8 @@ from packnback.store.fs import Buffer
 from packnback.store.index import Index
 from packnback.store.interface import Fetched
 from packnback.store.local import create_local
-from packnback.store.reconcile import Truth
 from packnback.store.scrub import scrub_pack
+from packnback.store.truth import Truth
 
 
 class OneFile:

@@ -15,9 +15,10 @@ from packnback.gc.compact import compact
 from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
 from packnback.store import packer
-from packnback.store.check import check_structure, stats
+from packnback.store.check import check_structure
 from packnback.store.local import create_local
 from packnback.store.repository import LocalRepository
+from packnback.store.sizes import stats
 
 
 @pytest.fixture

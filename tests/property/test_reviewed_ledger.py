@@ -30,7 +30,7 @@ from packnback.store import reconcile as reconcile_module
 from packnback.store.check import check_structure, index_difference
 from packnback.store.damage import snapshots_needing
 from packnback.store.local import create_local
-from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.packer import PackedEnvelope, Packer
 from packnback.store.reconcile import reconcile
 from packnback.store.repair import repair
 from packnback.store.repository import LocalRepository
@@ -58,7 +58,7 @@ def publish(repository: LocalRepository, client: SmallClient, records: Sequence[
     """A meta pack that no session would have taken; its path."""
     envelope = client.envelope(ObjectClass.META)[0]
     key = client.key
-    facts = EnvelopeFacts(
+    facts = PackedEnvelope(
         envelope, parse(envelope).id, key.client_id, key.domain_id, key.epoch, int(ObjectClass.META)
     )
     builder = Packer(repository.ports.random)

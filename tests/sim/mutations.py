@@ -29,8 +29,8 @@ from packnback.store.blobs import FileBlobStore
 from packnback.store.fs import Buffer
 from packnback.store.index import Index
 from packnback.store.ledger import Ledger
-from packnback.store.reconcile import Names, Truth
 from packnback.store.session import LocalSession
+from packnback.store.truth import Names, Truth
 
 Patch = pytest.MonkeyPatch
 Proof = Callable[[], object]
@@ -147,7 +147,7 @@ def row_before_pack(patch: Patch) -> None:
 
         def adopt(txn: Any) -> None:
             ledger = Ledger(txn)
-            ledger.adopt_pack(built.name, built.size, built.footer)
+            ledger.adopt_packs([built.found])
             ledger.settle()
 
         self._index.write(adopt)

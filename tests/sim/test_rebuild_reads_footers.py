@@ -15,7 +15,7 @@ from packnback.format import record
 from packnback.ids import ID_LEN, Kind, ObjectClass
 from packnback.store import layout
 from packnback.store.local import create_local, open_local
-from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.packer import PackedEnvelope, Packer
 from packnback.store.repository import LocalRepository
 
 SEED = 3
@@ -92,7 +92,7 @@ class Filler:
     def __init__(self, repository: LocalRepository, client: SmallClient, object_class: ObjectClass) -> None:
         whole, envelope_id, _ = client.envelope(object_class)
         key = client.key
-        self._facts = EnvelopeFacts(
+        self._facts = PackedEnvelope(
             whole, record.parse(whole).id, key.client_id, key.domain_id, key.epoch, object_class
         )
         self._repository = repository

@@ -108,8 +108,8 @@ def condemned_packs_relied_on(patch: Patch) -> None:
         return [self._is_open(i) or is_complete(txn, i) for i in ids]
 
     def secure(self: Any, file: Any) -> None:
-        self._catch_up()
-        if not self._read(lambda txn: is_complete(txn, file.header.root)):
+        self._current.catch_up()
+        if not self._current.read(lambda txn: is_complete(txn, file.header.root)):
             raise ObjectMissing(file.header.root)
 
     patch.setattr(LocalSession, "_has", has)

@@ -25,7 +25,7 @@ from packnback.store.check import check_structure, index_difference
 from packnback.store.index import Index, ReadTxn
 from packnback.store.local import create_local
 from packnback.store.objects import is_complete
-from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.packer import PackedEnvelope, Packer
 from packnback.store.reconcile import reconcile
 from packnback.store.repository import LocalRepository
 
@@ -58,7 +58,7 @@ def publish_invented(repository: LocalRepository, client: SmallClient, found: di
     object_class = ObjectClass.DATA if next(iter(found.values()))[0] == Kind.DATA else ObjectClass.META
     envelope, envelope_id = client.envelope(object_class)[:2]
     key = client.key
-    maker = EnvelopeFacts(envelope, parse(envelope).id, key.client_id, key.domain_id, key.epoch, int(object_class))
+    maker = PackedEnvelope(envelope, parse(envelope).id, key.client_id, key.domain_id, key.epoch, int(object_class))
     builder = Packer(repository.ports.random)
     for object_id, (kind, level, refs) in found.items():
         header = record.encode_header(kind, level, len(refs), 100, object_id, envelope_id)

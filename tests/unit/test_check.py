@@ -31,7 +31,7 @@ from packnback.store.check import chain_findings, check_structure
 from packnback.store.damage import suspects_of
 from packnback.store.index import WriteTxn
 from packnback.store.local import create_local, open_local
-from packnback.store.packer import EnvelopeFacts, Packer
+from packnback.store.packer import PackedEnvelope, Packer
 from packnback.store.repair import repair
 from packnback.store.repository import LocalRepository
 from packnback.store.scrub import choose, found_damaged, scrub
@@ -217,7 +217,7 @@ def publish_unchecked(repository: LocalRepository, client: SmallClient, records:
         parsed = parse(raw)
         object_class = ObjectClass.DATA if parsed.kind == Kind.DATA else ObjectClass.META
         envelope, _, _ = client.envelope(object_class)
-        facts = EnvelopeFacts(
+        facts = PackedEnvelope(
             envelope, parse(envelope).id, key.client_id, key.domain_id, key.epoch, int(object_class)
         )
         builder.add(raw, parsed, facts)

@@ -19,11 +19,12 @@ from packnback.gc.forget import forget, recover
 from packnback.gc.plan import PackUse, make_plan
 from packnback.gc.whatif import exclusive_bytes
 from packnback.store import packer
-from packnback.store.check import check_structure, stats
+from packnback.store.check import check_structure
 from packnback.store.index import WriteTxn
 from packnback.store.local import create_local
 from packnback.store.repository import LocalRepository
 from packnback.store.scrub import scrub
+from packnback.store.sizes import stats
 
 NOW_GRACE = CompactOptions(grace_ns=0)
 DAY = 86_400 * 10**9

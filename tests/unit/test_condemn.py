@@ -21,12 +21,12 @@ from packnback.gc.condemn import CONDEMNED_NS
 from packnback.gc.forget import forget, recover
 from packnback.gc.maintenance import CheckOptions, LocalMaintenance
 from packnback.store import leases, packer
-from packnback.store.check import stats
 from packnback.store.leases import BEAT_S, STALE_S
 from packnback.store.lmdb_index import LmdbIndex
 from packnback.store.local import create_local, open_local
 from packnback.store.lock import FileLocks
 from packnback.store.repository import LocalRepository
+from packnback.store.sizes import stats
 
 NOW = CompactOptions(grace_ns=0, max_waste=0.0)
 HOLDER = "ab" * 16
