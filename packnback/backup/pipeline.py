@@ -37,8 +37,10 @@ from packnback.backup.ticket import Ticket
 from packnback.bell import Bell
 from packnback.crypto.derive import Buffer as Bytes
 from packnback.crypto.keys import PutKey
+from packnback.errors import StorageFailed
 from packnback.events import Watch
 from packnback.ids import Kind
+from packnback.oserrors import reason_of
 from packnback.store.interface import Session
 
 COMPRESSION = 3
@@ -256,10 +258,16 @@ class Pipeline:
         try:
             while (step := next_step()) is not None:
                 step()
+        except OSError as error:
+            # Not as one: the caller is reading files, and would leave out this one and that one, for ever.
+            self._fail(StorageFailed("write to", "the repository", reason_of(error)))
         except BaseException as error:  # noqa: BLE001  whatever it is, it is the caller who has to hear of it
-            with self._lock:
-                self._failure = self._failure or error
-                self._stop()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._failure = self._failure or error
+            self._stop()
 
     def _stop(self) -> None:
         self._stopped = True

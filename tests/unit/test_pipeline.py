@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from errno import EIO
 from io import BytesIO
 from itertools import pairwise
 from random import Random
@@ -21,6 +22,7 @@ from packnback.backup.sealing import is_compressible
 from packnback.backup.stream import ChunkStream
 from packnback.crypto.keys import OwnerKey
 from packnback.crypto.seal import object_id
+from packnback.errors import StorageFailed
 from packnback.events import Watch
 from packnback.format.entry import FILE, Entry
 from packnback.format.record import parse
@@ -295,18 +297,25 @@ class PowerCut(BaseException):
 
 
 @pytest.mark.parametrize("where", ["has", "put", "flush"])
-@pytest.mark.parametrize("error", [OSError("disk"), PowerCut()], ids=["error", "power cut"])
-def test_an_error_stops_everything_and_is_raised_again_and_again(where: str, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(MemoryError("x"), MemoryError), (PowerCut(), PowerCut), (OSError(EIO, "the disk"), StorageFailed)],
+    ids=["error", "power cut", "error of the system"],
+)
+def test_an_error_stops_everything_and_is_raised_again_and_again(
+    where: str, error: BaseException, raised: type[BaseException]
+) -> None:
+    """One of the system not as such: whoever reads files meanwhile would take it for one of theirs."""
     with new(Broken(where, error)) as pipeline:
-        with pytest.raises(type(error)):
+        with pytest.raises(raised):
             for plaintext in blobs(12, 40, 1 * MIB):
                 pipeline.add_data(plaintext)
             pipeline.drain()
-        with pytest.raises(type(error)):
+        with pytest.raises(raised):
             pipeline.add_data(b"more")
-        with pytest.raises(type(error)):
+        with pytest.raises(raised):
             pipeline.add_meta(Kind.PAGE, 1, [], b"more")
-        with pytest.raises(type(error)):
+        with pytest.raises(raised):
             pipeline.drain()
 
 
