@@ -163,6 +163,10 @@ class ChainAlarm(Failed):
     found_sequence: int
 
 
+class StateUnusable(StorageFailed):
+    """This machine has no place to remember in what it has seen of a repository. The repository is not affected."""
+
+
 class StateDamaged(Failed):
     """What this machine remembers of a repository cannot be read. The repository is not affected."""
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from blake3 import blake3
 
-from packnback.errors import FormatDamage, StateDamaged, StorageFailed
+from packnback.errors import DiskFull, FormatDamage, StateDamaged, StateUnusable
 from packnback.format import cbor
 from packnback.ids import CHECKSUM_LEN
-from packnback.oserrors import failure, sync_directory
+from packnback.oserrors import NO_ROOM, reason_of, sync_directory
 
 _MAGIC = b"PNBS\x01"
 _FRONT_LEN = 8
@@ -32,13 +32,13 @@ _FRONT_LEN = 8
 def state_directory() -> bytes:
     """``$XDG_STATE_HOME/packnback``, by default in ``~/.local/state`` (XDG base directory specification).
 
-    Raises StorageFailed for a user who has no home.
+    Raises StateUnusable for a user who has no home.
     """
     base = os.environb.get(b"XDG_STATE_HOME", b"")
     if not base.startswith(b"/"):
         base = posixpath.join(posixpath.expanduser(b"~"), b".local", b"state")
     if not base.startswith(b"/"):
-        raise StorageFailed("find", "~/.local/state", "there is no home directory; set HOME or XDG_STATE_HOME")
+        raise StateUnusable("find", "~/.local/state", "there is no home directory")
     return posixpath.join(base, b"packnback")
 
 
@@ -103,7 +103,10 @@ class StateFile:
         try:
             yield
         except OSError as error:
-            raise failure(operation, os.fsdecode(self.path), error) from error
+            path = os.fsdecode(self.path)
+            if error.errno in NO_ROOM:
+                raise DiskFull(path) from error
+            raise StateUnusable(operation, path, reason_of(error)) from error
 
 
 def _make_directory(path: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from msgspec import Struct
 
 from packnback.errors import UsageError
+from packnback.remote.destination import Destination
 
 if TYPE_CHECKING:
     from packnback.events import Watch
@@ -32,17 +33,7 @@ class Directory(Struct, frozen=True):
     path: str
 
 
-class Ssh(Struct, frozen=True):
-    """A repository behind ``packnback serve`` on another machine."""
-
-    url: str
-    host: str
-    path: str
-    user: str | None = None
-    port: int | None = None
-
-
-Location = Directory | Ssh
+Location = Directory | Destination
 
 
 def parse(text: str) -> Location:
@@ -65,7 +56,7 @@ def parse(text: str) -> Location:
     port = int(match["port"]) if match["port"] else None
     if port is not None and not 0 < port < 65536:
         raise UsageError(f"{text!r}: port {port} is out of range")
-    return Ssh(text, match["host"].strip("[]"), match["path"], match["user"], port)
+    return Destination(text, match["host"].strip("[]"), match["path"], match["user"], port)
 
 
 def open_repository(
@@ -81,10 +72,8 @@ def open_repository(
             opened.wait_s = wait_s
         return opened
     from packnback.remote.client import open_ssh
-    from packnback.remote.transport import Target
 
-    target = Target(location.url, location.host, location.path, location.user, location.port)
-    return open_ssh(target, verbs, watch, wait_s)
+    return open_ssh(location, verbs, watch, wait_s)
 
 
 def reading(repository: Repository, wait_s: float | None = None) -> AbstractContextManager[object]:

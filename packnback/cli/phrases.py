@@ -83,6 +83,14 @@ def _(e: errors.StorageFailed) -> Words:
     return Words(f"cannot {e.operation} {e.path}: {e.reason}", hint if e.operation == "list" else None)
 
 
+@_for(errors.StateUnusable)
+def _(e: errors.StateUnusable) -> Words:
+    return Words(
+        f"this machine cannot remember what it has seen of the repository: cannot {e.operation} {e.path}: {e.reason}",
+        "mend that, or name another place: XDG_STATE_HOME=DIR",
+    )
+
+
 @_for(errors.Unreadable)
 def _(e: errors.Unreadable) -> Words:
     return Words(

@@ -9,11 +9,12 @@ import typer
 
 from packnback.cli import words
 from packnback.cli.context import Context, configured, current
-from packnback.cli.location import Ssh, maintenance
+from packnback.cli.location import maintenance
 from packnback.cli.look import open_all
 from packnback.cli.options import Command, family
 from packnback.cli.quantities import counted, shown_size
 from packnback.errors import AlreadyExists, KeyCannot, UsageError
+from packnback.remote.destination import Destination
 
 if TYPE_CHECKING:
     from packnback.crypto.bundle import OwnerBundle
@@ -39,7 +40,7 @@ def init(
 
     context = current(ctx)
     location = context.location()
-    if isinstance(location, Ssh):
+    if isinstance(location, Destination):
         raise UsageError(
             f"a repository is made where it will be: log in to {location.host} and run"
             f" `packnback -r {location.path} init --owner OWNER.pub` there"

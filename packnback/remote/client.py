@@ -34,9 +34,10 @@ from packnback.gc.compaction import Compacted, CompactOptions
 from packnback.gc.maintenance import Checked, CheckOptions, Released
 from packnback.remote import failures, frames, values
 from packnback.remote.channel import Channel
+from packnback.remote.destination import Destination
 from packnback.remote.frames import GET_LIMIT, HAS_LIMIT, NAMES_LIMIT, PPM
 from packnback.remote.link import Link
-from packnback.remote.transport import SshTransport, Target
+from packnback.remote.transport import SshTransport
 from packnback.store.damage import Finding
 from packnback.store.interface import Committed, Fetched, Head, SnapshotInfo
 from packnback.store.sizes import Stats
@@ -61,13 +62,15 @@ class Transport(Protocol):
         """Close what is left, once everything was read."""
 
 
-def open_ssh(target: Target, verbs: Sequence[str], watch: Watch, wait_s: float | None = None) -> RemoteRepository:
+def open_ssh(
+    destination: Destination, verbs: Sequence[str], watch: Watch, wait_s: float | None = None
+) -> RemoteRepository:
     """Connect to a repository by ssh; `verbs` are what will be asked of it.
 
     Raises RemoteFailed, RemoteVersion, NotAllowed, and what keeps the far side from opening its repository.
     """
-    transport = SshTransport(target, verbs, watch.progress)
-    return RemoteRepository(transport, target.url, target.host, verbs, watch, wait_s)
+    transport = SshTransport(destination, verbs, watch.progress)
+    return RemoteRepository(transport, destination.url, destination.host, verbs, watch, wait_s)
 
 
 class RemoteRepository:

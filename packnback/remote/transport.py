@@ -18,13 +18,12 @@ import subprocess
 import threading
 from collections.abc import Sequence
 
-from msgspec import Struct
-
 from packnback.errors import RemoteFailed, UsageError
 from packnback.events import Progress
 from packnback.ids import KIB
 from packnback.oserrors import reason_of
 from packnback.remote.channel import Channel
+from packnback.remote.destination import Destination
 
 VARIABLE = "PACKNBACK_SSH"
 CIPHERS = "Ciphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
@@ -36,37 +35,21 @@ _NOT_FOUND = 127
 _SSH_FAILED = 255
 
 
-class Target(Struct, frozen=True):
-    """A repository on another machine; `url` is how the user wrote it."""
-
-    url: str
-    host: str
-    path: str
-    user: str | None = None
-    port: int | None = None
-
-    @property
-    def address(self) -> str:
-        """What ssh is given by hand to reach the host."""
-        words = ["-p", str(self.port)] if self.port is not None else []
-        return shlex.join([*words, f"{self.user}@{self.host}" if self.user is not None else self.host])
-
-
-def ssh_command(target: Target, verbs: Sequence[str]) -> list[str]:
+def ssh_command(destination: Destination, verbs: Sequence[str]) -> list[str]:
     """The words to run. Raises UsageError for a host or user that ssh would take for an option, and for a
     PACKNBACK_SSH that is none.
     """
-    if target.host.startswith("-") or (target.user or "").startswith("-"):
-        raise UsageError(f"{target.url!r}: neither host nor user may begin with a dash")
-    remote = f"packnback serve {shlex.quote(target.path)} --allow {shlex.quote(','.join(verbs))}"
+    if destination.host.startswith("-") or (destination.user or "").startswith("-"):
+        raise UsageError(f"{destination.url!r}: neither host nor user may begin with a dash")
+    remote = f"packnback serve {shlex.quote(destination.path)} --allow {shlex.quote(','.join(verbs))}"
     words = _program()
     if _may_choose_cipher(words) and _has_aes():
         words += ["-o", CIPHERS]
-    if target.port is not None:
-        words += ["-p", str(target.port)]
-    if target.user is not None:
-        words += ["-l", target.user]
-    return [*words, "-T", "--", target.host, remote]
+    if destination.port is not None:
+        words += ["-p", str(destination.port)]
+    if destination.user is not None:
+        words += ["-l", destination.user]
+    return [*words, "-T", "--", destination.host, remote]
 
 
 def _program() -> list[str]:
@@ -99,10 +82,10 @@ def _has_aes() -> bool:
 class SshTransport:
     """A running ssh. `channel` leads to the far end's standard input and output."""
 
-    def __init__(self, target: Target, verbs: Sequence[str], progress: Progress) -> None:
-        command = ssh_command(target, verbs)
-        self._target = target
-        self._host = target.host
+    def __init__(self, destination: Destination, verbs: Sequence[str], progress: Progress) -> None:
+        command = ssh_command(destination, verbs)
+        self._destination = destination
+        self._host = destination.host
         self._progress = progress
         try:
             self._process = subprocess.Popen(
@@ -110,7 +93,7 @@ class SshTransport:
             )
         except OSError as error:
             why = f"{command[0]}: {reason_of(error)}"
-            raise RemoteFailed(target.host, "no-ssh", why, target.address) from error
+            raise RemoteFailed(destination.host, "no-ssh", why, destination.address) from error
         assert self._process.stdin and self._process.stdout
         self.channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno(), may_give_up=True)
         self._said = bytearray()
@@ -131,7 +114,7 @@ class SshTransport:
             status = None
         self._listener.join(_STDERR_S)
         why = {_NOT_FOUND: "not-installed", _SSH_FAILED: "ssh"}.get(status or 0, "connection-lost")
-        return RemoteFailed(self._host, why, self.said or None, self._target.address)
+        return RemoteFailed(self._host, why, self.said or None, self._destination.address)
 
     @property
     def said(self) -> str:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packnback.cli.location import Directory, Ssh, parse
+from packnback.cli.location import Directory, parse
 from packnback.cli.output import Output, escaped, path_fields, shown_path
 from packnback.errors import UsageError
+from packnback.remote.destination import Destination
 
 
 @given(st.binary(max_size=40))
@@ -37,8 +38,8 @@ def test_a_path_in_json_can_be_had_back(path: bytes) -> None:
 
 def test_locations() -> None:
     assert parse("/srv/backup/") == Directory("/srv/backup")
-    assert parse("ssh://host/srv/b") == Ssh("ssh://host/srv/b", "host", "/srv/b")
-    assert parse("ssh://me@host:2222/b") == Ssh("ssh://me@host:2222/b", "host", "/b", "me", 2222)
+    assert parse("ssh://host/srv/b") == Destination("ssh://host/srv/b", "host", "/srv/b")
+    assert parse("ssh://me@host:2222/b") == Destination("ssh://me@host:2222/b", "host", "/b", "me", 2222)
     assert parse("ssh://[::1]/b").host == "::1"  # type: ignore[union-attr]
 
 

@@ -339,7 +339,7 @@ def test_every_error_crosses_the_wire_or_is_known_not_to() -> None:
     at_home = {
         "AlreadyExists", "ChainAlarm", "CommandFailed", "KeyCannot", "KeyDamaged", "KeyMissing", "NothingToBackUp",
         "PassphraseNeeded", "PassphraseSourceFailed", "PathUnknown", "SnapshotAmbiguous", "StateDamaged",
-        "UsageError", "WrongPassphrase", "WrongRepository",
+        "StateUnusable", "UsageError", "WrongPassphrase", "WrongRepository",
     }  # fmt: skip
     unknown = {cls.__name__ for cls in concrete(PacknbackError)} - failures._BY_NAME.keys()
     assert unknown == at_home

@@ -24,7 +24,7 @@ from packnback.backup.pins import (
 )
 from packnback.backup.state import START, Chain, ClientState, Verdict, check, judge
 from packnback.backup.state_file import StateFile, state_directory
-from packnback.errors import ChainAlarm, StateDamaged, StorageFailed, WrongRepository
+from packnback.errors import ChainAlarm, StateDamaged, StateUnusable, WrongRepository
 from packnback.format.snapshot import Receipt
 from packnback.store.interface import Head, SnapshotInfo
 
@@ -178,7 +178,7 @@ def test_a_user_without_a_home_gets_an_error_and_no_directory_named_tilde(
     for variable in ("HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda _: {}["nobody"])
-    with pytest.raises(StorageFailed):
+    with pytest.raises(StateUnusable):
         state_directory()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert state_directory() == os.fsencode(tmp_path / "packnback")
@@ -262,7 +262,7 @@ def test_every_damaged_byte_is_noticed(directory: bytes) -> None:
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     chain = Chain(os.fsencode(tmp_path / "file"), REPOSITORY, CLIENT)
-    with pytest.raises(StorageFailed), chain.locked():
+    with pytest.raises(StateUnusable), chain.locked():
         pass
 
 
