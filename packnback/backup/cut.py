@@ -12,7 +12,7 @@ minimum joins the chunk before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
@@ -24,14 +24,14 @@ FILE_MIN = 512 * KIB
 CHUNK_MIN = 256 * KIB
 CHUNK_MAX = 4 * MIB
 PIECE_MIN, PIECE_AVERAGE, PIECE_MAX = 4 * KIB, 8 * KIB, 32 * KIB
-CUT_RULE = f"fastcdc 1.7.0, {PIECE_MIN} {PIECE_AVERAGE} {PIECE_MAX}"
-"""What decides where a piece ends; a test holds fastcdc to that version."""
 PENDING_MAX = CHUNK_MAX + CHUNK_MIN
 """Most bytes that `Cutter.feed` can leave behind for the next call; also the length of the longest chunk."""
 
 _CUT_ONE_IN = 96
 _CUT_BELOW = (1 << 64) // _CUT_ONE_IN
 _CUT_CONTEXT_LEN = 64
+CUT_RULE = f"fastcdc 1.7.0, {PIECE_MIN} {PIECE_AVERAGE} {PIECE_MAX}; {CHUNK_MIN} {CHUNK_MAX} {_CUT_ONE_IN}"
+"""What decides where a piece ends, and where a chunk; a test holds fastcdc to that version."""
 
 
 class Chunk(NamedTuple):
@@ -52,7 +52,13 @@ def _piece_finder() -> Callable[..., Iterable[Any]]:
 
 
 class Recogniser(Protocol):
-    """Knows pieces of a file without searching for them (`recognise`)."""
+    """Knows chunks and pieces of a file without searching for them (`recognise`)."""
+
+    def chunk_ahead(self) -> int:
+        """The length of the chunk that may begin here, or 0. Asked once wherever a chunk begins."""
+
+    def recognised_chunk(self, data: memoryview) -> Sequence[int]:
+        """The lengths of the pieces of this chunk, if it is the one that was ahead; otherwise none."""
 
     def recognised(self, data: memoryview) -> int:
         """The length of the piece with which `data` begins, or 0 if it has to be searched for."""
@@ -73,6 +79,8 @@ class Cutter:
         self._pieces: list[int] = []
         self._scanned = 0
         self._ended = False
+        self._ahead = -1
+        """The length of the chunk that may begin here; negative if nobody was asked yet."""
 
     def feed(self, data: memoryview, *, final: bool = False) -> list[Chunk]:
         """The chunks that are certain now; `final` says that the file ends with `data`.
@@ -99,14 +107,34 @@ class Cutter:
 
     def _take(self, start: int) -> Chunk:
         chunk = Chunk(start, self._scanned, self._pieces)
-        self._pieces, self._scanned, self._ended = [], 0, False
+        self._pieces, self._scanned, self._ended, self._ahead = [], 0, False, -1
         return chunk
 
     def _scan(self, data: memoryview, start: int, final: bool) -> None:
         """Collect pieces of the chunk that begins at `start`, up to its end or the last certain piece."""
+        if self._recognise_chunk(data, start, final):
+            return
         self._recognise(data, start)
         while self._search(data, start, final):
             self._recognise(data, start)
+
+    def _recognise_chunk(self, data: memoryview, start: int, final: bool) -> bool:
+        """Take a whole chunk that need not be looked at piece by piece. True also if more data is needed to tell."""
+        if self._recogniser is None:
+            return False
+        if self._ahead < 0:
+            length = self._recogniser.chunk_ahead()
+            self._ahead = length if CHUNK_MIN <= length <= PENDING_MAX else 0
+        length = self._ahead
+        if length > len(data) - start and not final:
+            return True
+        self._ahead = 0
+        if not 0 < length <= len(data) - start or not self._ends(data, start, length):
+            return False
+        self._pieces += self._recogniser.recognised_chunk(data[start : start + length])
+        self._scanned = sum(self._pieces)
+        self._ended = bool(self._pieces)
+        return self._ended
 
     def _recognise(self, data: memoryview, start: int) -> None:
         """Collect pieces for as long as they need not be searched for."""

@@ -17,7 +17,7 @@ from typing import Protocol
 from packnback.backup.buffers import Buffer
 from packnback.backup.pieces import join
 from packnback.backup.recognise import Recogniser
-from packnback.backup.reuse import NewPieces, OldPieces
+from packnback.backup.reuse import NewPieces, OldObject, OldPieces
 from packnback.backup.ticket import Place, Ticket, joined
 from packnback.crypto.derive import Buffer as Bytes
 from packnback.format.entry import Extent
@@ -38,6 +38,9 @@ class Sink(Protocol):
 
     def add_data(self, plaintext: Bytes, *, ticket: Ticket | None = None, lease: Buffer | None = None) -> Ticket:
         """Store one data object."""
+
+    def id_of_data(self, plaintext: Bytes) -> bytes:
+        """The id that a data object has or would have."""
 
 
 def digests_of(new: NewPieces, data: memoryview, lengths: Sequence[int]) -> list[bytes]:
@@ -76,7 +79,7 @@ class Delta:
         self._sink = sink
         self._old = old
         self._new = new
-        self.recogniser = Recogniser(old, new) if new.step == 1 else None
+        self.recogniser = Recogniser(old, new, sink.id_of_data) if new.step == 1 else None
         """To be asked while the file is being cut; joined pieces do not tell where theirs begin."""
         self._whole = Whole(sink, new)
         self._gathered: list[bytes] = []
@@ -86,15 +89,21 @@ class Delta:
 
     def store(self, buffer: Buffer, data: memoryview, lengths: list[int]) -> Iterator[Place | Extent]:
         """Where the parts of the chunk `data` lie, in order; see `Whole.store`."""
+        self._offset += len(data)
         if self.recogniser is not None:
             pieces: Sequence[int] = lengths
-            digests, found = self.recogniser.take(len(pieces))
+            taken = self.recogniser.take(len(pieces))
         else:
             pieces = join(lengths, self._new.step)
             digests = digests_of(self._new, data, pieces)
-            found = list(map(self._old.find, digests, pieces))
-        self._offset += len(data)
+            taken = digests, list(map(self._old.find, digests, pieces))
         self._old.seek(self._offset)
+        if isinstance(taken, OldObject):
+            extent = Extent(taken.id, 0, taken.size)
+            self._new.add(extent, taken.lengths, taken.digests)
+            yield extent
+            return
+        digests, found = taken
         known = sum(extent.length for extent in found if extent is not None)
         if known * REUSE_LEAST < len(data):
             place = self._whole.hand_in(buffer, data)

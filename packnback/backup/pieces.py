@@ -29,6 +29,7 @@ from msgspec import Struct
 from packnback.backup.ahead import Presence
 from packnback.backup.cache import PIECES, Cache
 from packnback.backup.cache_rows import PieceFile, Rows, segment_key, split_ids
+from packnback.backup.reuse import OldObject
 from packnback.backup.spool import Spool
 from packnback.backup.ticket import Place
 from packnback.format.entry import Extent
@@ -41,6 +42,10 @@ COARSE_FROM = 64 << 30
 COARSE_STEP = 8
 _AHEAD, _BEHIND, _STRIDE = 32, 8, 8
 """Segments around a position that are held; the window moves by the stride."""
+_FOLLOWED_LEAST = 16
+"""So many pieces in a row have to be found elsewhere before the window goes there: what single pieces have in common
+with another place (zeros, tables of a file system) says nothing of where the file goes on.
+"""
 SMALL_OBJECT = 64 * KIB
 SMALL_OBJECTS_MOST = 64
 RUN_PIECES_MOST = 2304
@@ -76,9 +81,11 @@ class _Segment(Struct):
     """For each piece, which object it lies in."""
     offsets: array[int]
     lengths: array[int]
-    digests: Sequence[bytes]
+    digests: list[bytes]
     where: dict[bytes, int]
     """Digest → number, of usable pieces."""
+    wholes: dict[int, int]
+    """Where the pieces begin that are all of one object, and where they end."""
     is_last: bool
     """The file ended with it. (It says so itself: after a crash it may not be the last one of which is known.)"""
 
@@ -100,6 +107,8 @@ class OldPieceList:
         """Of the objects that were found; about one for each MiB of the file."""
         self._expected = 0
         """The piece that comes next if nothing was inserted or removed."""
+        self._followed = 0
+        """Pieces that were found where they were expected, since one was not."""
         self._found_at = self._sought_at = _UNSEEN
         self.seek(0)
 
@@ -126,7 +135,9 @@ class OldPieceList:
         """
         at, i = divmod(self._expected, SEGMENT_PIECES)
         segment = self._segments.get(at)
+        self._followed += 1
         if segment is None or i >= len(segment.digests) or segment.digests[i] != digest:
+            self._followed = 0
             number = self._look_up(digest, segment)
             if number is None:
                 self._expected = self._after(at, i, segment)
@@ -134,15 +145,39 @@ class OldPieceList:
             at, i = divmod(number, SEGMENT_PIECES)
             segment = self._segments[at]
         self._expected = self._after(at, i, segment)
-        if at // _STRIDE != self._found_at:
-            self._found_at = at // _STRIDE
-            self._move()
+        self._go_to(at)
         which = segment.objects[i]
         if not segment.usable[which] or segment.lengths[i] != length:
             return None
         object_id = segment.ids[which]
         self._sizes[object_id] = segment.sizes[which]
         return Extent(object_id, segment.offsets[i], length)
+
+    def object_ahead(self) -> OldObject | None:
+        """See `reuse.OldPieces`."""
+        at, i = divmod(self._expected, SEGMENT_PIECES)
+        segment = self._segments.get(at)
+        if segment is None or (end := segment.wholes.get(i)) is None:
+            return None
+        which = segment.objects[i]
+        if not segment.usable[which]:
+            return None
+        return OldObject(segment.ids[which], segment.sizes[which], segment.lengths[i:end], segment.digests[i:end])
+
+    def passed(self, whole: OldObject) -> None:
+        """See `reuse.OldPieces`."""
+        count = len(whole.digests)
+        at, i = divmod(self._expected, SEGMENT_PIECES)
+        self._sizes[whole.id] = whole.size
+        self._followed += count
+        self._expected = self._after(at, i + count - 1, self._segments.get(at))
+        self._go_to(at)
+
+    def _go_to(self, segment: int) -> None:
+        """Let the window follow to where the last pieces were found."""
+        if segment // _STRIDE != self._found_at and self._followed >= _FOLLOWED_LEAST:
+            self._found_at = segment // _STRIDE
+            self._move()
 
     def _after(self, at: int, i: int, segment: _Segment | None) -> int:
         """The number that follows piece `i` of a segment; segments are not full."""
@@ -167,9 +202,12 @@ class OldPieceList:
             if stride != _UNSEEN:
                 at = stride * _STRIDE
                 wanted.update(range(max(at - _BEHIND, 0), min(at + _STRIDE + _AHEAD, self._facts.segments)))
-        for at in [at for at in self._segments if at not in wanted]:
-            del self._segments[at]
-        self._read(sorted(wanted.difference(self._segments)))
+        missing = sorted(wanted.difference(self._segments))
+        if len(self._segments) + len(missing) > 2 * (_BEHIND + _STRIDE + _AHEAD):
+            # Not before: who goes to and fro between two places would read both again and again.
+            for at in [at for at in self._segments if at not in wanted]:
+                del self._segments[at]
+        self._read(missing)
 
     def _read(self, wanted: Sequence[int]) -> None:
         with self._cache.reading() as txn:
@@ -190,22 +228,26 @@ class OldPieceList:
 
 def _segment(value: Sequence[Any], missing: set[bytes] | frozenset[bytes], first: int) -> _Segment:
     """A segment whose first piece has the number `first`."""
-    joined, sizes, runs, lengths, digests, is_last = value
-    ids = split_ids(joined)
+    joined, packed_sizes, runs, lengths, digests, is_last = value
+    ids, sizes = split_ids(joined), array("I", packed_sizes)
     usable = [object_id not in missing for object_id in ids]
     objects, offsets, piece_lengths = array("I"), array("I"), array("I", lengths)
-    numbers, i = array("I", runs), 0
+    numbers, i, wholes = array("I", runs), 0, dict[int, int]()
     for which, offset, count in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
         objects.extend(repeat(which, count))
         offsets.extend(accumulate(piece_lengths[i : i + count - 1], initial=offset))
+        if offset == 0 and offsets[-1] + piece_lengths[i + count - 1] == sizes[which]:
+            wholes[i] = i + count
         i += count
+    if is_last:  # its end was the file's, not one of its own
+        wholes = {begin: end for begin, end in wholes.items() if end < i}
     split = [digests[at : at + DIGEST_LEN] for at in range(0, len(digests), DIGEST_LEN)]
     where = dict(zip(split, range(first, first + len(split)), strict=True))
     if not all(usable):
         where = {digest: first + i for i, digest in enumerate(split) if usable[objects[i]]}
     if len(where) < len(split):
         where.update((split[i], first + i) for i in _long_runs(split) if usable[objects[i]])
-    return _Segment(ids, array("I", sizes), usable, objects, offsets, piece_lengths, split, where, is_last)
+    return _Segment(ids, sizes, usable, objects, offsets, piece_lengths, split, where, wholes, is_last)
 
 
 def _long_runs(digests: Sequence[bytes]) -> Iterable[int]:

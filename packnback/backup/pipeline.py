@@ -173,6 +173,10 @@ class Pipeline:
             self._schedule.enter_data(job)
         return ticket
 
+    def id_of_data(self, plaintext: Bytes) -> bytes:
+        """The id that a data object has or would have."""
+        return self.sealer.object_id(Kind.DATA, b"", plaintext)
+
     def add_meta(self, kind: Kind, level: int, refs: Sequence[bytes], plaintext: bytes) -> bytes:
         """Store an object that refers to others (ascending ids, all handed in before); returns its id."""
         job = Job(kind, level, b"".join(refs), plaintext, len(plaintext))

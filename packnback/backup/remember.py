@@ -34,7 +34,7 @@ from packnback.backup.cache_rows import (
 from packnback.backup.contents import Contents
 from packnback.backup.cut import FILE_MIN
 from packnback.backup.pieces import COARSE_FROM, COARSE_STEP, NewPieceList, OldPieceList
-from packnback.backup.reuse import NOTHING, NewPieces, OldPieces, Reuse, Visit
+from packnback.backup.reuse import NOTHING, NewPieces, OldObject, OldPieces, Reuse, Visit
 from packnback.backup.roots import Roots, RootTree
 from packnback.backup.signature import FileSystem, Signatures, stamp
 from packnback.backup.spool import Spool
@@ -200,6 +200,11 @@ class _CarefulOld:
         self._memory = memory
         self._pieces = pieces
         self.expected = pieces.expected
+        self.object_ahead = pieces.object_ahead
+
+    def passed(self, whole: OldObject) -> None:
+        """See `reuse.OldPieces`."""
+        self._memory.attempt(lambda: self._pieces.passed(whole), None)
 
     def seek(self, offset: int) -> None:
         """See `reuse.OldPieces`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from packnback.backup.ticket import Place, Ticket
 from packnback.backup.tree import Block
@@ -54,6 +54,15 @@ class Visit(Protocol):
         """
 
 
+class OldObject(NamedTuple):
+    """A stored object that was one whole chunk of a large file: the pieces that it consists of."""
+
+    id: bytes
+    size: int
+    lengths: Sequence[int]
+    digests: list[bytes]
+
+
 class OldPieces(Protocol):
     """The pieces of a large file as it was stored last."""
 
@@ -68,6 +77,12 @@ class OldPieces(Protocol):
 
         Never the file's last piece, which ended with the file and not by its own content.
         """
+
+    def object_ahead(self) -> OldObject | None:
+        """The whole object that comes next if the file goes on as it did, and if that is in the repository."""
+
+    def passed(self, whole: OldObject) -> None:
+        """The file does go on with what `object_ahead` has told of."""
 
 
 class NewPieces(Protocol):
