@@ -20,6 +20,7 @@ from packnback.backup.cache import KEY_LIMIT, ROWS, Cache
 from packnback.backup.cache_rows import SCOPE_LEN, PartRow, Rows
 from packnback.backup.schedule import Question
 from packnback.ids import MIB
+from packnback.recent import Recent
 
 WINDOW_BYTES = 1 * MIB
 WINDOW_IDS = 2048
@@ -44,8 +45,7 @@ class Presence:
     def __init__(self, repository: Repository, poor: Callable[[Iterable[bytes]], set[bytes]]) -> None:
         self._repository = repository
         self._poor = poor
-        self._recent: dict[bytes, bool] = {}
-        self._older: dict[bytes, bool] = {}
+        self._recent = Recent[bytes, bool](KNOWN_LIMIT)
 
     def ask(self, ids: Iterable[bytes]) -> Question | None:
         """Ask for those of `ids` about which nothing is known yet."""
@@ -58,20 +58,12 @@ class Presence:
             answers = self._repository.answer(question)
             poor = self._poor(question.ids)
             for object_id, there in zip(question.ids, answers, strict=True):
-                self._note(object_id, there and object_id not in poor)
+                self._recent.note(object_id, there and object_id not in poor)
         return {i for i in ids if not self.lately(i)}
 
     def lately(self, object_id: bytes) -> bool | None:
         """What was noted; None if nothing, or too long ago."""
-        found = self._recent.get(object_id)
-        if found is None and (found := self._older.get(object_id)) is not None:
-            self._note(object_id, found)
-        return found
-
-    def _note(self, object_id: bytes, there: bool) -> None:
-        if len(self._recent) >= KNOWN_LIMIT // 2:
-            self._older, self._recent = self._recent, {}
-        self._recent[object_id] = there
+        return self._recent.get(object_id)
 
 
 class Known(NamedTuple):

@@ -27,6 +27,7 @@ from packnback.crypto.derive import Buffer as Bytes
 from packnback.crypto.keys import PutKey
 from packnback.format.entry import CHECK_LEN, Extent
 from packnback.ids import KIB, MIB, ObjectClass
+from packnback.recent import Recent
 
 BUNDLE_MIN = 256 * KIB
 BUNDLE_MAX = 1 * MIB
@@ -71,8 +72,7 @@ class Bundler:
         self._memory = memory
         self._hasher = ContentHasher(put_key.id_key[ObjectClass.DATA])
         self._bundle_key = put_key.bundle_key
-        self._recent: dict[bytes, SmallContent] = {}
-        self._older: dict[bytes, SmallContent] = {}
+        self._recent = Recent[bytes, SmallContent](RECENT_CONTENTS)
         self._buffer: Buffer | None = None
         self._start = 0
         """Where in the buffer the open bundle begins."""
@@ -100,7 +100,7 @@ class Bundler:
         """Where the content will be that was read into what `room` gave, and its check for the entry."""
         length = len(content)
         content_hash = self._hasher.hash(content)
-        known = self._recent.get(content_hash) or self._older.get(content_hash) or self._find(content_hash, length)
+        known = self._recent.get(content_hash) or self._find(content_hash, length)
         if known is not None:
             self.files_shared += 1
             return known
@@ -110,7 +110,7 @@ class Bundler:
         placed = SmallContent(self._ticket, start, length, content_hash[:CHECK_LEN])
         self._contents.append((content_hash, start, length))
         self._length = start + length
-        self._remember(content_hash, placed)
+        self._recent.note(content_hash, placed)
         if self._length >= BUNDLE_MIN and self._ends(content_hash, length):
             self._close()
         return placed
@@ -151,7 +151,7 @@ class Bundler:
         if extent is None or extent.length != length:
             return None
         placed = SmallContent(known_ticket(extent.id), extent.offset, extent.length, content_hash[:CHECK_LEN])
-        self._remember(content_hash, placed)
+        self._recent.note(content_hash, placed)
         return placed
 
     def _close(self) -> None:
@@ -168,8 +168,3 @@ class Bundler:
         self._sink.add_data(plaintext, ticket=ticket, lease=lease)
         if self._memory is not None:
             self._memory.bundled(ticket, size, contents)
-
-    def _remember(self, content_hash: bytes, placed: SmallContent) -> None:
-        if len(self._recent) >= RECENT_CONTENTS // 2:
-            self._older, self._recent = self._recent, {}
-        self._recent[content_hash] = placed

@@ -18,6 +18,7 @@ from packnback.backup.cache_rows import CONTENT_LEN, ContentRow, Rows, number_ke
 from packnback.backup.spool import BundledContent, Spool
 from packnback.backup.ticket import Ticket
 from packnback.format.entry import Extent
+from packnback.recent import Recent
 
 _ASK_BEHIND, _ASK_AHEAD = 16, 112
 _SIZES_LIMIT = 1 << 15
@@ -32,8 +33,8 @@ class Contents:
         self._presence = presence
         self._spool = spool
         self._coming: deque[tuple[Ticket, int, Sequence[tuple[bytes, int, int]]]] = deque()
-        self._recent_sizes: dict[bytes, int] = {}
-        self._older_sizes: dict[bytes, int] = {}
+        self._sizes = Recent[bytes, int](_SIZES_LIMIT)
+        """Of bundles."""
         with cache.reading() as txn:
             self.is_empty = txn.count(CONTENTS) == 0
             """Whether no earlier run left any."""
@@ -49,7 +50,7 @@ class Contents:
             self._ask_around(row)
         if not self._presence.lately(row.bundle):
             return None
-        self._note_size(row.bundle, row.size)
+        self._sizes.note(row.bundle, row.size)
         return Extent(row.bundle, row.offset, row.length)
 
     def bundled(self, ticket: Ticket, size: int, contents: Sequence[tuple[bytes, int, int]]) -> None:
@@ -66,11 +67,11 @@ class Contents:
                 (content_hash[:CONTENT_LEN], start + ticket.shift, length) for content_hash, start, length in contents
             ]
             self._spool.bundle(bundle, size, placed)
-            self._note_size(bundle, size)
+            self._sizes.note(bundle, size)
 
     def size_of(self, bundle: bytes) -> int:
         """The size of a bundle that was made or found lately; 0 if it is not known."""
-        return self._recent_sizes.get(bundle) or self._older_sizes.get(bundle) or 0
+        return self._sizes.get(bundle) or 0
 
     def _ask_around(self, row: ContentRow) -> None:
         first = max(row.number - _ASK_BEHIND, 0)
@@ -83,8 +84,3 @@ class Contents:
                 if len(ids) > _ASK_BEHIND + _ASK_AHEAD:
                     break
         self._presence.missing(self._presence.ask(ids), ())
-
-    def _note_size(self, bundle: bytes, size: int) -> None:
-        if len(self._recent_sizes) >= _SIZES_LIMIT // 2:
-            self._older_sizes, self._recent_sizes = self._recent_sizes, {}
-        self._recent_sizes[bundle] = size

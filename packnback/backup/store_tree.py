@@ -31,19 +31,10 @@ from packnback.backup.walk import Part
 from packnback.crypto.keys import PutKey
 from packnback.errors import StorageFailed
 from packnback.events import Watch
-from packnback.format.entry import BLOCK, CHAR, DIRECTORY, FIFO, FILE, NO_XATTRS, SOCKET, SYMLINK, TARGET_LIMIT, Entry
+from packnback.format.entry import BLOCK, CHAR, DIRECTORY, FILE, NO_XATTRS, SYMLINK, TARGET_LIMIT, TYPE_OF, Entry
 from packnback.oserrors import reason_of
 
 _TYPE_MASK = 0o170000
-_TYPES = {
-    stat.S_IFREG: FILE,
-    stat.S_IFDIR: DIRECTORY,
-    stat.S_IFLNK: SYMLINK,
-    stat.S_IFIFO: FIFO,
-    stat.S_IFCHR: CHAR,
-    stat.S_IFBLK: BLOCK,
-    stat.S_IFSOCK: SOCKET,
-}
 _STREAM_MODE = 0o600
 _TIME_LIMIT = 1 << 63
 """Nanoseconds from 1970: the years 1677 to 2262. There are file systems that keep any year that is asked for."""
@@ -222,7 +213,7 @@ class TreeStore:
 
     def _add_other(self, part: Part, name: bytes, path: bytes, status: os.stat_result, entries: list[Entry]) -> bool:
         """Record what is not a regular file; whether nothing of it is missing."""
-        kind = _TYPES.get(status.st_mode & _TYPE_MASK)
+        kind = TYPE_OF.get(status.st_mode & _TYPE_MASK)
         if kind is None:
             self._report(path, "is of a type that nobody knows; its file system is damaged")
             return False

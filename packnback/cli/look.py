@@ -37,10 +37,6 @@ _TYPES = {
     ord("f"): "file", ord("d"): "dir", ord("l"): "symlink", ord("p"): "fifo",
     ord("c"): "char", ord("b"): "block", ord("s"): "socket",
 }  # fmt: skip
-_FORMAT_BITS = {
-    "file": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK, "fifo": stat.S_IFIFO,
-    "char": stat.S_IFCHR, "block": stat.S_IFBLK, "socket": stat.S_IFSOCK,
-}  # fmt: skip
 _MARKS = {"added": "+", "removed": "-", "type": "T", "content": "M", "metadata": "U"}
 
 
@@ -343,7 +339,9 @@ class _Entries:
         return words.DAMAGED if self._damaged else words.DONE
 
     def _line(self, path: bytes, entry: Entry) -> str:
-        mode = stat.filemode(entry.mode | _FORMAT_BITS[_TYPES[entry.type]])
+        from packnback.format.entry import FORMAT_OF
+
+        mode = stat.filemode(entry.mode | FORMAT_OF[entry.type])
         user = self._users.get(entry.uid, str(entry.uid))
         group = self._groups.get(entry.gid, str(entry.gid))
         when = rfc3339(entry.mtime_ns, fraction=False)[:16].replace("T", " ")

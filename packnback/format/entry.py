@@ -16,6 +16,7 @@ an entry to a map of what is rare, see the constants below.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from operator import lt
@@ -30,6 +31,12 @@ from packnback.ids import ID_LEN
 
 FILE, DIRECTORY, SYMLINK, FIFO, CHAR, BLOCK, SOCKET = b"fdlpcbs"
 """Types of entries, as the letters' codes."""
+FORMAT_OF = {
+    FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK, FIFO: stat.S_IFIFO, CHAR: stat.S_IFCHR,
+    BLOCK: stat.S_IFBLK, SOCKET: stat.S_IFSOCK,
+}  # fmt: skip
+"""What stands for a type in ``st_mode``."""
+TYPE_OF = {bits: kind for kind, bits in FORMAT_OF.items()}
 
 HOLE = 0
 """Index of no object: the extent reads as zeros."""
@@ -39,7 +46,7 @@ CHECK_LEN = 8
 
 # Keys of the map of rare attributes.
 _EXTENTS, _FAR, _TARGET, _RDEV, _LINK, _XATTRS, _IMPLICIT = range(1, 8)
-_TYPES = frozenset(b"fdlpcbs")
+_TYPES = frozenset(FORMAT_OF)
 _SPECIAL = frozenset((b".", b".."))
 _WHAT = "directory entries"
 _MODE_LIMIT = 1 << 12

@@ -11,21 +11,19 @@ The file is one of its own because flock(2) over NFS arrives here as a lock on a
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from blake3 import blake3
 
+from packnback.byte_lock import try_lock_byte
 from packnback.errors import Refused, StorageFailed
 from packnback.mounts import is_remote
 from packnback.oserrors import reason_of
 from packnback.store.layout import SESSIONS
 
 SESSIONS_MAX = 4
-_FLOCK = struct.Struct("hhqqi4x")
 
 
 class Slots:
@@ -64,16 +62,8 @@ def session_slot(root: str, client_id: bytes) -> Iterator[None]:
         raise StorageFailed("lock", path, reason_of(error)) from error
     try:
         first = int.from_bytes(blake3(client_id).digest(7), "little") * SESSIONS_MAX
-        if not any(_try_lock(fd, first + slot) for slot in range(SESSIONS_MAX)):
+        if not any(try_lock_byte(fd, first + slot) for slot in range(SESSIONS_MAX)):
             raise Refused("sessions", str(SESSIONS_MAX))
         yield
     finally:
         os.close(fd)
-
-
-def _try_lock(fd: int, offset: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
-    except (BlockingIOError, PermissionError):
-        return False
-    return True

@@ -15,7 +15,7 @@ import stat
 
 from msgspec import Struct
 
-from packnback.format.entry import DIRECTORY, SYMLINK, Entry
+from packnback.format.entry import DIRECTORY, SYMLINK, TYPE_OF, Entry
 
 SET_ID = stat.S_ISUID | stat.S_ISGID
 _CAPABILITIES = b"security.capability"
@@ -69,7 +69,7 @@ def apply_to_name(
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         found = os.fstat(fd)
-        if _TYPES.get(stat.S_IFMT(found.st_mode)) != entry.type:
+        if TYPE_OF.get(stat.S_IFMT(found.st_mode)) != entry.type:
             return ["it was exchanged while it was restored"]
         return _apply(b"/proc/self/fd/%d" % fd, entry, ownership, (found.st_uid, found.st_gid), acl=acl)
     finally:
@@ -154,8 +154,3 @@ def mode_for(entry: Entry, owner: tuple[int, int]) -> int:
     if owner == (entry.uid, entry.gid) or entry.type == DIRECTORY:
         return entry.mode
     return entry.mode & ~SET_ID
-
-
-_TYPES = dict(
-    zip((stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK), b"fdlpcb", strict=True)
-)

@@ -29,13 +29,13 @@ import errno
 import fcntl
 import os
 import re
-import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from packnback.byte_lock import try_lock_byte, unlock_byte
 from packnback.errors import Locked, StorageFailed
 from packnback.oserrors import failure
 from packnback.store.layout import GATE, LOCK
@@ -43,8 +43,6 @@ from packnback.store.layout import GATE, LOCK
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.5
 _COMMAND_SHOWN_MAX: Final = 200
-_RANGE: Final = struct.Struct("hhqqi4x")
-"""struct flock of 64-bit Linux."""
 _FENCE_AT: Final = 1 << 62
 """The byte that an exclusive lock takes, far behind everything that a lock on a stretch of the file would be for."""
 _UNWRITABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -177,7 +175,7 @@ class _FileHeld(_Scoped):
                 # Closing would not do if a forked child had a copy of the descriptor.
                 fcntl.flock(fd, fcntl.LOCK_UN)
                 if self._fenced:
-                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RANGE.pack(fcntl.F_UNLCK, os.SEEK_SET, _FENCE_AT, 1, 0))
+                    unlock_byte(fd, _FENCE_AT)
             finally:
                 os.close(fd)
 
@@ -229,12 +227,9 @@ def _try_flock(fd: int, path: str, mode: int) -> bool:
 def _try_fence(fd: int, path: str) -> bool:
     """Keep other machines out; False when one of them holds the lock."""
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RANGE.pack(fcntl.F_WRLCK, os.SEEK_SET, _FENCE_AT, 1, 0))
-    except (BlockingIOError, PermissionError):  # fcntl(2): "EACCES or EAGAIN"
-        return False
+        return try_lock_byte(fd, _FENCE_AT)
     except OSError as error:
         raise failure("lock", path, error) from error
-    return True
 
 
 def _is_at(fd: int, path: str) -> bool:
