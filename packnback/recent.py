@@ -18,6 +18,9 @@ class Recent(Generic[K, V]):
         self._recent: dict[K, V] = {}
         self._older: dict[K, V] = {}
 
+    def __len__(self) -> int:
+        return len(self._recent) + len(self._older)
+
     def get(self, key: K) -> V | None:
         """What was noted; None if nothing was, or too long ago."""
         found = self._recent.get(key)

@@ -277,7 +277,7 @@ def test_a_link_to_no_possible_name_does_not_cost_the_directory(
 def test_a_file_of_no_known_type_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     (bench.source / "innocent").write_text("kept")
     os.mkfifo(bench.source / "odd")
-    monkeypatch.delitem(store_tree._TYPES, stat.S_IFIFO)
+    monkeypatch.delitem(store_tree.TYPE_OF, stat.S_IFIFO)
     result = bench.save()
     assert [path for path, _ in result.errors] == [os.fsencode(bench.source / "odd")]
     assert bench.below(bench.tree()).keys() == {b"innocent"}
