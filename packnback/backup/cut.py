@@ -12,7 +12,7 @@ minimum joins the chunk before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
@@ -83,13 +83,17 @@ class Cutter:
         """The length of the chunk that may begin here; negative if nobody was asked yet."""
 
     def feed(self, data: memoryview, *, final: bool = False) -> list[Chunk]:
-        """The chunks that are certain now; `final` says that the file ends with `data`.
+        """All that `chunks` gives."""
+        return list(self.chunks(data, final=final))
 
+    def chunks(self, data: memoryview, *, final: bool = False) -> Iterator[Chunk]:
+        """The chunks that are certain now, in order; `final` says that the file ends with `data`.
+
+        To be consumed to its end. A recogniser is not asked about a chunk before the one before it was given.
         `data` starts where the last chunk returned by the previous call ended: what was not cut is shown
         again, with more behind it, and never exceeds PENDING_MAX. The chunks are the same for every way of
         splitting the file into calls. Small steps cost time, as one piece is looked at again in each.
         """
-        chunks: list[Chunk] = []
         start = 0
         while True:
             if not self._ended:
@@ -97,13 +101,13 @@ class Cutter:
             # A chunk is certain once a tail behind it could stand alone.
             if not self._ended or len(data) - start - self._scanned < CHUNK_MIN:
                 break
-            chunks.append(self._take(start))
-            start += chunks[-1].length
+            chunk = self._take(start)
+            start += chunk.length
+            yield chunk
         if final and start < len(data):
             if self._ended:
                 self._append_tail(data[start + self._scanned :])
-            chunks.append(self._take(start))
-        return chunks
+            yield self._take(start)
 
     def _take(self, start: int) -> Chunk:
         chunk = Chunk(start, self._scanned, self._pieces)

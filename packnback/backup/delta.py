@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from packnback.backup.buffers import Buffer
-from packnback.backup.pieces import join
+from packnback.backup.pieces import digests_of, join
 from packnback.backup.recognise import Recogniser
 from packnback.backup.reuse import NewPieces, OldObject, OldPieces
 from packnback.backup.ticket import Place, Ticket, joined
@@ -41,15 +41,6 @@ class Sink(Protocol):
 
     def id_of_data(self, plaintext: Bytes) -> bytes:
         """The id that a data object has or would have."""
-
-
-def digests_of(new: NewPieces, data: memoryview, lengths: Sequence[int]) -> list[bytes]:
-    """The hashes of the pieces that `data` consists of."""
-    digest, at, found = new.digest, 0, []
-    for length in lengths:
-        found.append(digest(data[at : at + length]))
-        at += length
-    return found
 
 
 class Whole:
@@ -79,8 +70,8 @@ class Delta:
         self._sink = sink
         self._old = old
         self._new = new
-        self.recogniser = Recogniser(old, new, sink.id_of_data) if new.step == 1 else None
-        """To be asked while the file is being cut; joined pieces do not tell where theirs begin."""
+        self.recogniser = Recogniser(old, new, sink.id_of_data)
+        """To be asked while the file is being cut."""
         self._whole = Whole(sink, new)
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
@@ -90,20 +81,14 @@ class Delta:
     def store(self, buffer: Buffer, data: memoryview, lengths: list[int]) -> Iterator[Place | Extent]:
         """Where the parts of the chunk `data` lie, in order; see `Whole.store`."""
         self._offset += len(data)
-        if self.recogniser is not None:
-            pieces: Sequence[int] = lengths
-            taken = self.recogniser.take(len(pieces))
-        else:
-            pieces = join(lengths, self._new.step)
-            digests = digests_of(self._new, data, pieces)
-            taken = digests, list(map(self._old.find, digests, pieces))
+        taken = self.recogniser.take(data, lengths)
         self._old.seek(self._offset)
         if isinstance(taken, OldObject):
             extent = Extent(taken.id, 0, taken.size)
             self._new.add(extent, taken.lengths, taken.digests)
             yield extent
             return
-        digests, found = taken
+        pieces, digests, found = taken
         known = sum(extent.length for extent in found if extent is not None)
         if known * REUSE_LEAST < len(data):
             place = self._whole.hand_in(buffer, data)

@@ -29,7 +29,7 @@ from msgspec import Struct
 from packnback.backup.ahead import Presence
 from packnback.backup.cache import PIECES, Cache
 from packnback.backup.cache_rows import PieceFile, Rows, segment_key, split_ids
-from packnback.backup.reuse import OldObject
+from packnback.backup.reuse import NewPieces, OldObject
 from packnback.backup.spool import Spool
 from packnback.backup.ticket import Place
 from packnback.format.entry import Extent
@@ -68,6 +68,15 @@ def join(lengths: Sequence[int], step: int) -> Sequence[int]:
     if length:
         joined.append(length)
     return joined
+
+
+def digests_of(new: NewPieces, data: memoryview, lengths: Sequence[int]) -> list[bytes]:
+    """The hashes of the pieces that `data` consists of."""
+    digest, at, found = new.digest, 0, []
+    for length in lengths:
+        found.append(digest(data[at : at + length]))
+        at += length
+    return found
 
 
 class _Segment(Struct):

@@ -6,28 +6,43 @@ tells so, and nothing has to be searched. After a piece that is not known, piece
 
 The same holds for a chunk that is an object of its own: if the bytes that come next have its id, a hash of all of
 them, they are that chunk, and nothing has to be done for each of its hundred pieces. It is tried after a chunk
-in which nothing had changed.
+in which nothing had changed. Of a file whose pieces are remembered joined (`pieces.join`), which do not tell where
+theirs begin, that is all that can be recognised.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 from packnback.backup.cut import PIECE_MAX, PIECE_MIN
+from packnback.backup.pieces import digests_of, join
 from packnback.backup.reuse import NewPieces, OldObject, OldPieces
 from packnback.crypto.derive import Buffer
 from packnback.format.entry import Extent
 
 
+class Pieces(NamedTuple):
+    """The pieces of a chunk: of each the length, the hash, and where it lies (see `OldPieces.find`)."""
+
+    lengths: Sequence[int]
+    digests: list[bytes]
+    found: list[Extent | None]
+
+
 class Recogniser:
-    """Follows one file through its `old` pieces, while it is being cut. `id_of` tells the id of a data object."""
+    """Follows one file through its `old` pieces, while it is being cut. `id_of` tells the id of a data object.
+
+    Each chunk is taken before the next one is asked for.
+    """
 
     def __init__(self, old: OldPieces, new: NewPieces, id_of: Callable[[Buffer], bytes]) -> None:
         self._old = old
+        self._new = new
         self._digest = new.digest
         self._id_of = id_of
+        self._joined = new.step > 1
         self._in_step = True
         """Whether the piece that comes next may be the one that is expected."""
         self._wrong = False
@@ -35,19 +50,15 @@ class Recogniser:
         self._nothing_new = True
         """Whether all of the chunk before was as expected."""
         self._ahead: OldObject | None = None
+        self._whole: OldObject | None = None
+        """The object with which the chunk begins that was not taken yet, if that was recognised."""
         self._digests: list[bytes] = []
         self._found: list[Extent | None] = []
-        self._entered = 0
-        """Pieces that were recognised or searched for …"""
-        self._taken = 0
-        """… and those that were taken from here."""
-        self._wholes: deque[tuple[int, OldObject]] = deque()
-        """Chunks that were recognised as a whole and not taken yet: which piece they begin with."""
 
     def chunk_ahead(self) -> int:
         """The length of the chunk that is expected to begin here, or 0 if its pieces have to be looked at."""
         self._ahead = self._old.object_ahead() if self._in_step and self._nothing_new else None
-        self._nothing_new = True
+        self._nothing_new = not self._joined
         return self._ahead.size if self._ahead is not None else 0
 
     def recognised_chunk(self, data: memoryview) -> Sequence[int]:
@@ -59,13 +70,13 @@ class Recogniser:
         if self._digest(data[: whole.lengths[0]]) != whole.digests[0] or self._id_of(data) != whole.id:
             return ()
         self._old.passed(whole)
-        self._wholes.append((self._entered, whole))
-        self._entered += len(whole.digests)
+        self._whole = whole
+        self._nothing_new = True
         return whole.lengths
 
     def recognised(self, data: memoryview) -> int:
         """The length of the piece with which `data` begins, if it is the one that is expected; otherwise 0."""
-        if not self._in_step:
+        if not self._in_step or self._joined:
             return 0
         expected = self._old.expected()
         if expected is None:
@@ -82,6 +93,8 @@ class Recogniser:
 
     def searched(self, piece: memoryview) -> bool:
         """Take note of a piece that had to be searched for. True if the next one may be recognised."""
+        if self._joined:
+            return False
         self._nothing_new = False
         digest, expected = self._digest(piece), self._old.expected()
         # What is expected may not be found: its object is poor, or missing. The file goes on with it all the same.
@@ -90,29 +103,31 @@ class Recogniser:
         self._in_step = as_expected or (found and not self._wrong)
         return self._in_step
 
-    def take(self, count: int) -> OldObject | tuple[list[bytes], list[Extent | None]]:
-        """What is known of the next `count` pieces, which are a chunk: the object that it is, as a whole, or of each
-        piece the hash, and where it lies (see `OldPieces.find`).
+    def take(self, data: memoryview, lengths: Sequence[int]) -> OldObject | Pieces:
+        """What is known of the chunk `data`, in which pieces of these lengths were found: that it is an object as a
+        whole, or its pieces.
         """
+        whole, self._whole = self._whole, None
+        if whole is not None and whole.size == len(data):
+            return whole
+        if self._joined:
+            lengths = join(lengths, self._new.step)
+            digests = digests_of(self._new, data, lengths)
+            found = list(map(self._old.find, digests, lengths))
+            self._nothing_new = None not in found
+            return Pieces(lengths, digests, found)
         digests, found = list[bytes](), list[Extent | None]()
-        if self._wholes and self._wholes[0][0] == self._taken:
-            whole = self._wholes.popleft()[1]
-            if len(whole.digests) == count:
-                self._taken += count
-                return whole
-            # The rest of the file was too short for a chunk of its own, and joined this one.
+        if whole is not None:  # the rest of the file was too short for a chunk of its own, and joined this one
             digests += whole.digests
             offsets = accumulate(whole.lengths, initial=0)
             found += (Extent(whole.id, offset, n) for offset, n in zip(offsets, whole.lengths, strict=False))
-        rest = count - len(digests)
+        rest = len(lengths) - len(digests)
         digests, found = digests + self._digests[:rest], found + self._found[:rest]
         del self._digests[:rest], self._found[:rest]
-        self._taken += count
-        return digests, found
+        return Pieces(lengths, digests, found)
 
     def _enter(self, digest: bytes, length: int) -> bool:
         extent = self._old.find(digest, length)
         self._digests.append(digest)
         self._found.append(extent)
-        self._entered += 1
         return extent is not None

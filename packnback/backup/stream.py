@@ -71,7 +71,7 @@ class ChunkStream:
             buffer = self._room()
             final = self._read_step(buffer, read)
             data = buffer.view[self._start : self._fill]
-            for chunk in cutter.feed(data, final=final):
+            for chunk in cutter.chunks(data, final=final):
                 yield buffer, data[chunk.offset : chunk.offset + chunk.length], chunk.pieces
                 self._start += chunk.length
 

@@ -116,6 +116,8 @@ def test_interrupted_at_any_moment_a_command_ends_soon(program: Program, tmp_pat
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
         out, err = process.communicate(timeout=60)
+        if b"Failed to import the site module" in err:
+            continue  # Python itself had not started yet, on a machine that has much to do
         assert process.returncode in (0, 130, -signal.SIGINT), (out, err)
         assert b"Traceback" not in err
         assert time.monotonic() - began < 9, "it had to be reminded"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from cached_client import KEY, CachedClient, settle
 
-from packnback.backup import cache_rows, cut, pieces
+from packnback.backup import cache_rows, cut, pieces, remember
 from packnback.backup.cache import PIECES
 from packnback.backup.cache_rows import split_ids
 from packnback.backup.cut import PIECE_MIN, Cutter
-from packnback.backup.pieces import NewPieceList, OldPieceList
+from packnback.backup.pieces import NewPieceList, OldPieceList, join
 from packnback.backup.recognise import Recogniser
 from packnback.backup.reuse import OldObject
 from packnback.backup.spool import Spool
@@ -50,7 +50,8 @@ class Observed:
         self.client.save()
         self.client.check_against_disk()
         chunks = Cutter(KEY.chunk_key).feed(memoryview(content), final=True)
-        assert self.lengths == [piece for chunk in chunks for piece in chunk.pieces]
+        step = remember.COARSE_STEP if remember.COARSE_FROM == 0 else 1
+        assert self.lengths == [piece for chunk in chunks for piece in join(chunk.pieces, step)]
 
 
 @pytest.fixture
@@ -144,6 +145,18 @@ def test_chunks_in_which_nothing_changed_are_recognised_as_a_whole(observed: Obs
         observed.save(bytes(content))
         assert sum(hashed) < 15 * MIB, "the chunk that changed, and the one after it; both can be long"
         assert observed.searched < 20
+
+
+def test_so_are_those_of_a_huge_file(
+    observed: Observed, hashed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("packnback.backup.remember.COARSE_FROM", 0)
+    content = bytearray(random.Random(14).randbytes(40 * MIB))
+    observed.save(bytes(content))
+    content[20 * MIB] ^= 1
+    hashed.clear()
+    observed.save(bytes(content))
+    assert sum(hashed) < 15 * MIB
 
 
 def test_a_chunk_whose_object_is_gone_or_poor_is_not_taken(
@@ -288,9 +301,14 @@ def test_nothing_in_common(observed: Observed) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_whatever_happens_to_a_file(observed: Observed, seed: int) -> None:
+@pytest.mark.parametrize("joined", [False, True])
+def test_whatever_happens_to_a_file(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch, seed: int, joined: bool
+) -> None:
+    if joined:
+        monkeypatch.setattr("packnback.backup.remember.COARSE_FROM", 0)
     draw = random.Random(seed)
-    content = bytearray(b"".join((draw.randbytes(2 * MIB), bytes(MIB), draw.randbytes(MIB))))
+    content = bytearray(b"".join((draw.randbytes(4 * MIB), bytes(MIB), draw.randbytes(2 * MIB))))
     observed.save(bytes(content))
     for _ in range(5):
         for _ in range(draw.randrange(1, 5)):
