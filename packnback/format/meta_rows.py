@@ -8,7 +8,9 @@ key                   value
 ``newest receipt``    highest counter (u64), latest time in ns (i64), whether there is one (u8); no row for none
 ``unordered``         empty: copies that contradict each other were adopted, and what won may not be the smallest
                       name's yet
-``read at`` ‖ name    when a pack was read last, in ns (u64), and whether anything in it was damaged (u8)
+``read at`` ‖ name    when a pack was read last, in ns (u64)
+``damaged`` ‖ name    what was damaged in a pack when it was read last: whether all of it (u8), ids of objects; there
+                      is no row for a good one
 ====================  =============================================================================================
 
 Each is sealed like all rows (`packnback.format.rows`).
@@ -17,12 +19,14 @@ Each is sealed like all rows (`packnback.format.rows`).
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from blake3 import blake3
 
 from packnback.errors import IndexDamage
 from packnback.format import rows
+from packnback.ids import ID_LEN
 
 TABLE = "meta"
 JUDGED_BY = b"judged by"
@@ -30,10 +34,12 @@ NEXT_PACK = b"next pack"
 NEWEST_RECEIPT = b"newest receipt"
 UNORDERED = b"unordered"
 _READ_AT = b"read at "
+DAMAGED = b"damaged "
+"""Prefix of the keys of damaged packs."""
 
 _NEXT_PACK = struct.Struct(">I")
 _NEWEST = struct.Struct("<QqB")
-_LAST_READ = struct.Struct("<QB")
+_READ = struct.Struct("<Q")
 
 
 class Newest(NamedTuple):
@@ -52,14 +58,8 @@ class Newest(NamedTuple):
 NO_RECEIPT = Newest(0, None)
 
 
-class LastRead(NamedTuple):
-    """What is known of the last time that a pack was read from end to end."""
-
-    time_ns: int
-    damaged: bool
-
-
-UNREAD = LastRead(-1, False)
+UNREAD = -1
+"""When a pack was read that nobody has read."""
 
 
 def encode_judged_by(repository_id: bytes, owner_bundle: bytes) -> bytes:
@@ -101,17 +101,37 @@ def read_at_key(pack: bytes) -> bytes:
     return _READ_AT + pack
 
 
-def encode_last_read(key: bytes, read: LastRead) -> bytes:
+def encode_read_at(key: bytes, time_ns: int) -> bytes:
     """Row ``read at``."""
-    return rows.seal(key, _LAST_READ.pack(*read))
+    return rows.seal(key, _READ.pack(time_ns))
 
 
-def decode_last_read(key: bytes, value: bytes | None) -> LastRead:
-    """Row ``read at``; `UNREAD` where there is no row."""
-    if value is None:
-        return UNREAD
-    time_ns, damaged = _unpack(_LAST_READ, key, value)
-    return LastRead(time_ns, bool(damaged))
+def decode_read_at(key: bytes, value: bytes | None) -> int:
+    """Row ``read at``: the time in ns; `UNREAD` where there is no row."""
+    return UNREAD if value is None else _unpack(_READ, key, value)[0]
+
+
+def damaged_key(pack: bytes) -> bytes:
+    """Key of the row for a damaged pack, by its name."""
+    return DAMAGED + pack
+
+
+def split_damaged_key(key: bytes) -> bytes:
+    """The pack's name."""
+    return key[len(DAMAGED) :]
+
+
+def encode_damaged(key: bytes, ids: Iterable[bytes] | None) -> bytes:
+    """Row ``damaged``: the ids of the objects that are damaged there, None for all of the pack."""
+    return rows.seal(key, bytes((ids is None,)) + b"".join(ids or ()))
+
+
+def decode_damaged(key: bytes, value: bytes) -> frozenset[bytes] | None:
+    """Row ``damaged``."""
+    body = rows.unseal(TABLE, key, value)
+    if len(body) % ID_LEN != 1:
+        raise IndexDamage(TABLE, f"row {key.hex()}")
+    return None if body[0] else frozenset(body[at : at + ID_LEN] for at in range(1, len(body), ID_LEN))
 
 
 def _unpack(layout: struct.Struct, key: bytes, value: bytes) -> tuple[int, ...]:

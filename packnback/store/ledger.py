@@ -199,7 +199,8 @@ class Ledger:
         for number, pack in gone.items():
             self.txn.delete("pack_names", pack.name)
             self.txn.delete("packs", rows.pack_key(number))
-            self.txn.delete(meta_rows.TABLE, meta_rows.read_at_key(pack.name))
+            for key in (meta_rows.read_at_key(pack.name), meta_rows.damaged_key(pack.name)):
+                self.txn.delete(meta_rows.TABLE, key)
         for key in [key for key, _ in self.txn.scan("usage")]:
             if rows.split_usage_key(key)[1] in gone:
                 self.txn.delete("usage", key)

@@ -28,7 +28,6 @@ from packnback.errors import (
 from packnback.format import meta_rows, rows
 from packnback.format import pack as pack_format
 from packnback.format import record as record_format
-from packnback.format.meta_rows import LastRead
 from packnback.format.pack import EnvelopeRow, RecordRow
 from packnback.ids import KIB, Kind
 from packnback.store import adoption, catalog, layout
@@ -160,20 +159,20 @@ def choose(repository: LocalRepository, sample_percent: float = 100.0) -> list[b
         names = [key for key, _ in txn.scan("pack_names")]
         if sample_percent >= 100:
             return names
-        last = {name: _last_read(txn, name) for name in names}
-    damaged = [name for name in names if last[name].damaged]
-    others = sorted((name for name in names if not last[name].damaged), key=lambda name: (last[name], name))
+        damaged = found_damaged(txn)
+        read_at = {name: _read_at(txn, name) for name in set(names).difference(damaged)}
+    others = sorted(read_at, key=lambda name: (read_at[name], name))
     return damaged + others[: math.ceil(len(others) * sample_percent / 100)]
 
 
-def _last_read(txn: ReadTxn, name: bytes) -> LastRead:
+def _read_at(txn: ReadTxn, name: bytes) -> int:
     key = meta_rows.read_at_key(name)
-    return meta_rows.decode_last_read(key, txn.get(meta_rows.TABLE, key))
+    return meta_rows.decode_read_at(key, txn.get(meta_rows.TABLE, key))
 
 
 def found_damaged(txn: ReadTxn) -> list[bytes]:
     """Packs that are there, and in which something was damaged when they were read last."""
-    return [name for name, _ in txn.scan("pack_names") if _last_read(txn, name).damaged]
+    return [meta_rows.split_damaged_key(key) for key, _ in txn.scan(meta_rows.TABLE, meta_rows.DAMAGED)]
 
 
 def scrub(repository: LocalRepository, sample_percent: float = 100.0) -> list[Finding]:
@@ -191,28 +190,37 @@ def scrub(repository: LocalRepository, sample_percent: float = 100.0) -> list[Fi
     for scrubbed in scrub_packs(repository.truth, names):
         if not scrubbed.good:
             damaged.append(scrubbed)
-        memory.note(scrubbed.name, scrubbed.good)
+        memory.note(scrubbed)
         progress.advance(1)
     return _findings(repository, damaged)
 
 
 class _Memory:
-    """Notes in the index which packs were read. A full disk keeps nobody from reading on."""
+    """Notes in the index which packs were read, and what of them is damaged: nobody relies on that any more
+    (`packnback.store.distrust`). A full disk keeps nobody from reading on.
+    """
 
     def __init__(self, repository: LocalRepository) -> None:
         self._ports = repository.ports
         self._full = False
 
-    def note(self, name: bytes, good: bool) -> None:
+    def note(self, scrubbed: ScrubbedPack) -> None:
         """This pack was read now."""
         if self._full:
             return
-        key = meta_rows.read_at_key(name)
-        value = meta_rows.encode_last_read(key, LastRead(max(0, self._ports.now_ns()), not good))
+        name = scrubbed.name
+        read_at, damaged = meta_rows.read_at_key(name), meta_rows.damaged_key(name)
+        now_ns = max(0, self._ports.now_ns())
+        bad = None if scrubbed.problem else sorted(scrubbed.bad)
 
         def remember(txn: WriteTxn) -> None:
-            if txn.get("pack_names", name) is not None:  # a compaction may have deleted it meanwhile
-                txn.put(meta_rows.TABLE, key, value)
+            if txn.get("pack_names", name) is None:  # a compaction has deleted it meanwhile
+                return
+            txn.put(meta_rows.TABLE, read_at, meta_rows.encode_read_at(read_at, now_ns))
+            if scrubbed.good:
+                txn.delete(meta_rows.TABLE, damaged)
+            else:
+                txn.put(meta_rows.TABLE, damaged, meta_rows.encode_damaged(damaged, bad))
 
         try:
             self._ports.index.write(remember)

@@ -45,8 +45,8 @@ from packnback.ids import LEVEL_LIMIT, Kind, ObjectClass, class_of
 from packnback.store import adoption, catalog, layout
 from packnback.store import commit_rules as rules
 from packnback.store.commit_rules import ClientIdentity
-from packnback.store.condemned import Standing, by_level, is_condemned
 from packnback.store.current import Current, IndexReplaced
+from packnback.store.distrust import Standing, by_level, distrusted
 from packnback.store.fetch import Fetcher
 from packnback.store.index import Index, ReadTxn, WriteTxn
 from packnback.store.interface import Committed, Head
@@ -107,9 +107,9 @@ class LocalSession:
         return self._current.read(lambda txn: self._has(txn, ids))
 
     def _has(self, txn: ReadTxn, ids: Sequence[bytes]) -> list[bool]:
-        """What stands only in condemned packs has to be stored again: nobody may rely on it any more."""
+        """What stands only where nobody relies on it has to be stored again (`packnback.store.distrust`)."""
         present = [is_complete(txn, object_id) for object_id in ids]
-        if txn.count("doomed"):
+        if distrusted(txn):
             complete = [object_id for object_id, known in zip(ids, present, strict=True) if known]
             standing = iter(self._standing.all_of(txn, complete))
             present = [known and next(standing) for known in present]
@@ -175,7 +175,7 @@ class LocalSession:
 
     def _is_known(self, txn: ReadTxn, record: Record) -> bool:
         row = lookup(txn, record.id)
-        if row is not None and not is_condemned(txn, row.pack):
+        if row is not None and distrusted(txn).leaves(txn, record.id, row):
             return True
         self._check_refs(txn, record)
         return False

@@ -15,7 +15,7 @@ from packnback.errors import NotARepository
 from packnback.format import rows
 from packnback.store import layout
 from packnback.store.check import index_difference
-from packnback.store.condemned import Standing
+from packnback.store.distrust import Standing
 from packnback.store.interface import SnapshotInfo
 from packnback.store.objects import is_complete
 from packnback.store.reconcile import Reconciled, reconcile

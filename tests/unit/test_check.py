@@ -23,6 +23,7 @@ from packnback.format.snapshot import marker_name
 from packnback.gc.compact import compact
 from packnback.gc.compaction import CompactOptions
 from packnback.gc.forget import forget
+from packnback.gc.maintenance import CheckOptions, LocalMaintenance
 from packnback.gc.whatif import what_if
 from packnback.ids import Kind, ObjectClass
 from packnback.store import layout, lmdb_index, packer
@@ -116,6 +117,47 @@ def test_what_is_remembered_of_a_pack_goes_with_it(repository: LocalRepository) 
     victim.write_bytes(rotten)
     repository.reconcile()
     assert victim.stem in {name.hex() for name in choose(repository, 1)}, "it is unread, and so the first to be read"
+
+
+def test_what_is_known_to_be_rotten_is_stored_again(repository: LocalRepository) -> None:
+    """At once, not only when somebody has repaired it: until then the file may be gone."""
+    files = tree_of(1)
+    client = backup(repository, files)
+    victim = data_packs(repository)[0]
+    flip(victim, 2000)
+    [finding] = scrub(repository)
+    assert finding.affects
+    rotten = bytes.fromhex(finding.what.partition(" ")[0])
+    with repository.session(client.certificate) as session:
+        with repository.read() as txn:
+            others = [key for key, _ in txn.scan("objects") if key != rotten]
+            leaves = [key for key in others if txn.get("refs", key) is None]
+            above = [key for key in others if key not in leaves]
+        assert session.has([rotten]) == [False]
+        assert session.has(leaves) == [True] * len(leaves), "those beside it are good"
+        assert False in session.has(above), "what needs it does not stand either"
+        client.backup(session, files)
+        assert session.has([rotten, *above]) == [True] * (1 + len(above))
+    assert [f.affects for f in scrub(repository)] == [()], "it is rotten still, and nobody misses it"
+    checked = LocalMaintenance(repository).check(CheckOptions(read_data=True, repair=True))
+    assert checked.repaired is not None and checked.repaired.packs == [victim.stem]
+    assert checked.repaired.objects_lost == []
+    assert not check_structure(repository).damage and not scrub(repository)
+
+
+def test_nothing_of_a_pack_that_is_known_to_be_unreadable_counts(repository: LocalRepository) -> None:
+    files = tree_of(1)
+    client = backup(repository, files)
+    victim = data_packs(repository)[0]
+    flip(victim, 0)  # its magic
+    assert scrub(repository)
+    with repository.session(client.certificate) as session:
+        before = session.bytes_published
+        client.backup(session, files)
+        assert session.bytes_published - before > 0.9 * victim.stat().st_size
+    victim.unlink()
+    repository.reconcile()
+    assert not check_structure(repository).damage and not scrub(repository)
 
 
 def test_an_interrupted_scrub_goes_on_where_it_was(

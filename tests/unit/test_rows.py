@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from packnback.errors import IndexDamage
 from packnback.format import meta_rows, rows
-from packnback.format.meta_rows import LastRead, Newest
+from packnback.format.meta_rows import Newest
 from packnback.format.rows import SnapshotRow
 from packnback.format.snapshot import Receipt
 
@@ -39,8 +39,8 @@ def test_a_snapshot_without_a_receipt(status: int) -> None:
 def test_rows_of_meta_that_are_not_there() -> None:
     assert meta_rows.decode_next_pack(None) == 1
     assert meta_rows.decode_newest(None) == meta_rows.NO_RECEIPT
-    assert meta_rows.decode_last_read(meta_rows.read_at_key(bytes(32)), None) == meta_rows.UNREAD
-    assert min(meta_rows.UNREAD, LastRead(0, False)) == meta_rows.UNREAD, "what was never read is read first"
+    assert meta_rows.decode_read_at(meta_rows.read_at_key(bytes(32)), None) == meta_rows.UNREAD
+    assert meta_rows.UNREAD < 0, "what was never read is read first"
 
 
 @given(st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1), st.integers(-(1 << 63), (1 << 63) - 1))
@@ -49,9 +49,19 @@ def test_rows_of_meta(number: int, counter: int, time_ns: int) -> None:
     for newest in (Newest(counter, time_ns), Newest(counter, None)):
         assert meta_rows.decode_newest(meta_rows.encode_newest(newest)) == newest
     key = meta_rows.read_at_key(bytes(32))
-    for damaged in (True, False):
-        read = LastRead(counter, damaged)
-        assert meta_rows.decode_last_read(key, meta_rows.encode_last_read(key, read)) == read
+    assert meta_rows.decode_read_at(key, meta_rows.encode_read_at(key, counter)) == counter
+
+
+@pytest.mark.parametrize("ids", [None, [], [bytes(32)], [bytes(32), b"\1" * 32]])
+def test_what_is_damaged_in_a_pack(ids: list[bytes] | None) -> None:
+    key = meta_rows.damaged_key(b"\1" * 32)
+    assert meta_rows.split_damaged_key(key) == b"\1" * 32
+    value = meta_rows.encode_damaged(key, ids)
+    assert meta_rows.decode_damaged(key, value) == (ids if ids is None else frozenset(ids))
+    with pytest.raises(IndexDamage):
+        meta_rows.decode_damaged(key, value[:-1])
+    with pytest.raises(IndexDamage):
+        meta_rows.decode_damaged(key, rows.seal(key, b"\0xyz"))
 
 
 def test_rows_of_meta_that_are_damaged() -> None:
@@ -59,7 +69,7 @@ def test_rows_of_meta_that_are_damaged() -> None:
     for decode, sealed_with, value in (
         (meta_rows.decode_next_pack, meta_rows.NEXT_PACK, meta_rows.encode_next_pack(7)),
         (meta_rows.decode_newest, meta_rows.NEWEST_RECEIPT, meta_rows.encode_newest(Newest(7, 8))),
-        (lambda v: meta_rows.decode_last_read(key, v), key, meta_rows.encode_last_read(key, LastRead(7, True))),
+        (lambda v: meta_rows.decode_read_at(key, v), key, meta_rows.encode_read_at(key, 7)),
     ):
         for at in range(len(value)):
             with pytest.raises(IndexDamage):
