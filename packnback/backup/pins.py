@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -18,7 +19,7 @@ from blake3 import blake3
 from msgspec import Struct
 
 from packnback.backup.state_file import StateFile
-from packnback.errors import WrongRepository
+from packnback.errors import StateDamaged, WrongRepository
 from packnback.format import cbor
 from packnback.ids import CLIENT_ID_LEN, HASH_LEN, REPOSITORY_ID_LEN
 from packnback.store.interface import SnapshotInfo
@@ -67,11 +68,18 @@ def pin_repository(directory: bytes, location: str, owner_id: bytes, repository_
         raise WrongRepository(location, expected.hex(), repository_id.hex())
 
 
-def repin_repository(directory: bytes, location: str, owner_id: bytes, repository_id: bytes) -> None:
-    """Pin what stands at `location` now, whatever did before: somebody looked into it."""
+def repin_repository(directory: bytes, location: str, owner_id: bytes, repository_id: bytes) -> bytes | None:
+    """Pin what stands at `location` now, whatever did before: somebody looked into it. The id of another repository
+    that was pinned until now; None if there was none, or nobody can tell.
+    """
     file = _place(directory, location, owner_id)
     with file.locked():
+        before = None
+        with suppress(StateDamaged):
+            before = file.load()
         file.store(_pin(location, repository_id))
+    earlier = before.get("repository") if isinstance(before, dict) else None
+    return earlier if isinstance(earlier, bytes) and earlier != repository_id else None
 
 
 def _place(directory: bytes, location: str, owner_id: bytes) -> StateFile:

@@ -146,6 +146,8 @@ def _stream(
 
 
 def _document(context: Context, result: SaveResult) -> dict[str, Any]:
+    from packnback.backup.state import Verdict
+
     published = result.published
     document: dict[str, Any] = {
         "snapshot": published.id.hex() if published else None,
@@ -161,6 +163,7 @@ def _document(context: Context, result: SaveResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "errors": [{**path_fields(path), "reason": reason} for path, reason in result.errors],
         "changed_while_read": [path_fields(path) for path in result.unsteady],
+        "reinstalled": bool(published and published.found is Verdict.REINSTALLED),
     }
     if context.settings.verbose:
         document["timings"] = {stage: round(seconds, 3) for stage, seconds in result.timings.items()}
@@ -169,6 +172,8 @@ def _document(context: Context, result: SaveResult) -> dict[str, Any]:
 
 
 def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
+    from packnback.backup.state import Verdict
+
     output, published = context.output, result.published
     for path, reason in result.errors:
         output.problem(f"{shown_path(path)}: {reason}")
@@ -179,9 +184,9 @@ def _tell(context: Context, result: SaveResult, key: PutKey) -> None:
     if published is None:
         output.line(f"Would back up {told_entries(result.files, result.dirs, result.others)}, {size}.")
         return
-    if published.found.value == "reinstalled" and published.continued is not None:
+    if published.found is Verdict.REINSTALLED and published.continued is not None:
         received = rfc3339(published.continued.received_ns, fraction=False)
-        output.problem(
+        context.reporter.complain(
             f"this machine remembered nothing of {key.name}; its snapshots go on after number"
             f" {published.continued.sequence}, received {received}"
         )
@@ -223,7 +228,8 @@ def accept_rollback(
         config = repository.config
         if key is not None and key.owner_id != config.owner_id:
             raise WrongOwner(key.owner_id.hex(), config.owner_id.hex())
-        pins.repin_repository(state_directory(), repository.location, config.owner_id, config.repository_id)
+        place = repository.location, config.owner_id, config.repository_id
+        earlier = pins.repin_repository(state_directory(), *place)
         found = _accept_chain(repository, key, reason) if isinstance(key, PutKey) else None
     try:
         with context.reading("list") as repository:
@@ -233,6 +239,8 @@ def accept_rollback(
         if found is None:
             raise
         alarms = []
+    if earlier is not None:
+        alarms.insert(0, f"repository {short(config.repository_id)} in the place of {short(earlier)}")
     if context.output.json:
         told = {"repository": config.repository_id.hex(), "accepted": found, "alarms": alarms}
         context.output.document(told)

@@ -19,7 +19,7 @@ from packnback.cli.location import Directory, maintenance
 from packnback.cli.options import Command, family
 from packnback.cli.phrases import shown_object
 from packnback.cli.quantities import counted, parse_percent
-from packnback.errors import FormatDamage, StorageFailed, UsageError
+from packnback.errors import StorageFailed, UsageError
 from packnback.oserrors import reason_of
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 app = family()
 
-_STRANGER = "stranger"
+_OBJECT, _STRANGER = "object", "stranger"
 _OF_EACH_KIND = 20
 """So many findings of a kind are told without ``-v``."""
 _SNAPSHOTS_TOLD = 5
 _NOUNS = {
-    "snapshot": "snapshot file", "headers": "batch of headers", "condemned": "list of condemned packs",
-    CHAIN: "gap in a chain", _STRANGER: "stray file",
+    "snapshot": "snapshot file", "headers": "header file", "condemned": "condemned list", CHAIN: "chain gap",
+    _STRANGER: "stray file",
 }  # fmt: skip
 
 
@@ -136,24 +136,32 @@ def _tell_check(context: Context, document: dict[str, Any]) -> None:
     output.remark(", ".join(counted(document[f"{thing}s"], thing) for thing in ("pack", "object", "snapshot")))
     if document["index_rebuilt"]:
         output.line("The index was damaged, and has been made anew; it holds nothing that could be lost.")
-    standing = document["damage"]
-    _tell_findings(context, standing)
+    standing = document.get("remaining", document["damage"])
+    _tell_findings(context, [finding for finding in document["damage"] if finding not in standing])
     if "repaired" in document:
         _tell_repaired(context, document["repaired"])
-        standing = document["remaining"]
         if standing:
             output.line("What is wrong still:")
-            _tell_findings(context, standing)
+    _tell_findings(context, standing)
     kinds = {finding["kind"] for finding in standing}
-    if "repaired" not in document and kinds - {CHAIN, _STRANGER}:
+    if "repaired" not in document and kinds - {CHAIN, _STRANGER, _OBJECT}:
         output.line("`packnback verify` (with a key) tells which files it means; `packnback check --repair` mends.")
+    if _OBJECT in kinds:
+        output.line("What is missing comes back with the next backup, where it still exists. Where it does not, the")
+        output.line("files that need it are lost (`packnback verify`, with a key, tells which). To give up those")
+        output.line("snapshots: `packnback forget ID...`, then `packnback compact --grace 0s`.")
     if _STRANGER in kinds:
         output.line("Stray files are in nobody's way, and no repair touches them: look at them, then delete them.")
     if CHAIN in kinds:
         output.line("A gap in a chain can only be mended with the file that is missing. When it is gone for good:")
         output.line("packnback accept-rollback --reason TEXT")
-    if not document["damage"]:
+    if not document["damage"] and not standing and not _repaired_anything(document):
         output.line("No damage found.")
+
+
+def _repaired_anything(document: dict[str, Any]) -> bool:
+    done = document.get("repaired", {})
+    return bool(done.get("packs_quarantined") or done.get("files_quarantined"))
 
 
 def _tell_repaired(context: Context, done: dict[str, Any]) -> None:
@@ -167,6 +175,10 @@ def _tell_repaired(context: Context, done: dict[str, Any]) -> None:
         output.line("The next backup of the same files stores them again.")
     for file in done["files_quarantined"]:
         output.line(f"Put aside: {file}")
+    if any("/snapshots-" in file for file in done["files_quarantined"]):
+        output.line("A snapshot that was put aside is not listed any more, but what it needs stays as long as the")
+        output.line("file is there, and `packnback compact` deletes nothing at all until then. If there is a copy of")
+        output.line("the repository, put the good file back. The client whose newest it was will raise an alarm.")
 
 
 def _tell_findings(context: Context, findings: Sequence[dict[str, Any]]) -> None:
@@ -224,6 +236,6 @@ def _read_ids(path: str) -> list[bytes]:
         except ValueError:
             object_id = b""
         if len(object_id) != 32:
-            raise FormatDamage("list of bad objects", "not an id", f"{path}, line {number}")
+            raise UsageError(f"{path}, line {number}: not an id, as `verify --bad` writes them")
         ids.append(object_id)
     return ids

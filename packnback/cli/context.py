@@ -52,6 +52,8 @@ class Context(Struct):
     watch: Watch = field(default_factory=Watch)
     when_stopped: str | None = None
     """What to do when the command is stopped from now on, by Ctrl-C, a full disk, a connection that breaks."""
+    told: set[str] = field(default_factory=set)
+    """Notes that are told once."""
 
     def begin(self) -> None:
         """Put the options into effect, once all of them are known."""

@@ -9,6 +9,7 @@ anybody from reading what is there; both are told, and are damage, until somebod
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -25,20 +26,21 @@ if TYPE_CHECKING:
 
 CHAIN = "chain"
 """Findings of this kind are gaps in the chain of a client's snapshots."""
+_GAP = re.compile(r"(?P<client>[0-9a-f]{32})-(?P<first>[0-9a-f]{16}): no header(, up to (?P<last>[0-9a-f]{16}))?")
 _ACCEPT = "if that is right: packnback accept-rollback --reason TEXT"
 
 
-def unbroken(context: Context, repository: Repository) -> bool:
-    """Compare with what was seen before, remember what is seen now, look at the chains; False after an alarm.
+def alarms_of(context: Context, repository: Repository) -> list[str]:
+    """Compare with what was seen before, remember what is seen now, look at the chains: what is alarming, in words.
 
-    Alarms are noted. The memory is not moved on over one: it goes on until `accept-rollback`.
+    It is complained of. The memory is not moved on over an alarm: it goes on until `accept-rollback`.
     """
     infos = repository.snapshots()
-    alarms = _gaps(context, repository)
+    alarms = _gaps(context, repository, infos)
     alarms += [f"{alarm} ({_ACCEPT})" for alarm in _rollbacks(context, repository, infos)]
     for alarm in alarms:
         context.reporter.complain(alarm)
-    return not alarms
+    return alarms
 
 
 def unaccepted(context: Context, repository_id: bytes, findings: Iterable[Damage]) -> list[Damage]:
@@ -70,24 +72,33 @@ def accept(context: Context, repository: Repository, reason: str) -> list[str]:
     place = state_directory(), repository.config.repository_id
     infos, findings = repository.snapshots(), maintenance(repository).gaps()
     gaps = [f for f in unaccepted(context, place[1], findings) if f.kind == CHAIN]
-    alarms = [_broken(gap) for gap in gaps] + _rollbacks(context, repository, infos)
+    alarms = [_broken(gap, infos) for gap in gaps] + _rollbacks(context, repository, infos)
     ReaderPins(*place).replace(newest(infos))
     AcceptedGaps(*place).replace({(f.what, f.why) for f in findings if f.kind == CHAIN}, reason, time.time_ns())
     return alarms
 
 
-def _gaps(context: Context, repository: Repository) -> list[str]:
+def _gaps(context: Context, repository: Repository, infos: Iterable[SnapshotInfo]) -> list[str]:
     """Breaks in the chains, headers kept of released snapshots included, and snapshot files that cannot be read."""
     return [
         f"the snapshot file {f.what} cannot be read: {f.why}"
         if f.kind == "snapshot"
-        else f"{_broken(f)} ({_ACCEPT})"
+        else f"{_broken(f, infos)} ({_ACCEPT})"
         for f in unaccepted(context, repository.config.repository_id, maintenance(repository).gaps())
     ]
 
 
-def _broken(gap: Damage) -> str:
-    return f"the chain of snapshots is broken at {gap.what}: {gap.why}"
+def _broken(gap: Damage, infos: Iterable[SnapshotInfo]) -> str:
+    """A finding of `store.check.chain_findings`, as people know clients and numbers."""
+    found = _GAP.fullmatch(f"{gap.what}: {gap.why}")
+    if found is None:
+        return f"the chain of snapshots is broken at {gap.what}: {gap.why}"
+    client = next((info.client for info in infos if info.client_id.hex() == found["client"]), found["client"])
+    number = int(found["first"], 16)
+    missing = f"number {number} is missing"
+    if found["last"]:
+        missing = f"numbers {number} to {int(found['last'], 16)} are missing"
+    return f"the chain of snapshots of {client} is broken: {missing}"
 
 
 def _rollbacks(context: Context, repository: Repository, infos: list[SnapshotInfo]) -> list[str]:
@@ -111,8 +122,12 @@ def _rollbacks(context: Context, repository: Repository, infos: list[SnapshotInf
 
 def _tell_forgetful(context: Context, error: DiskFull | StorageFailed) -> None:
     """A rescue system may have nowhere to remember things. That must not keep anybody from his files."""
+    told = "what this repository has now cannot be remembered here, nor compared with what it had"
     if context.settings.verbose:
-        context.reporter.note(f"what was seen cannot be remembered: {words.reason(error)}")
+        told += f": {words.reason(error)}"
+    if told not in context.told:
+        context.told.add(told)
+        context.reporter.note(told)
 
 
 def _told(finding: Finding, names: dict[bytes, str]) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from packnback.cli import words
 from packnback.cli.context import Context, current
-from packnback.cli.history import unbroken
+from packnback.cli.history import alarms_of
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, paths_fields, shown_path
 from packnback.cli.quantities import rfc3339, shown_size
@@ -56,7 +56,7 @@ def list_(
     with context.reading("list") as repository:
         infos = [i for i in repository.snapshots() if everything or _state(i) == "live"]
         opened = open_all(repository, key, infos, context) if key else []
-        damaged = key is not None and (len(opened) < len(infos) or not unbroken(context, repository))
+        damaged = key is not None and (len(opened) < len(infos) or alarms_of(context, repository))
     metadata = {snapshot.info.name: snapshot.metadata for snapshot in opened}
     rows = [_row(info, metadata.get(info.name)) for info in infos]
     if context.output.json:
@@ -121,7 +121,7 @@ def _tell_rows(context: Context, rows: list[dict[str, Any]], *, with_state: bool
         "ID": [row["id"][:12] for row in rows],
         "CLIENT": [row["client"] for row in rows],
         "NO.": [str(row["sequence"]) for row in rows],
-        "RECEIVED": [row["received"][:16].replace("T", " ") for row in rows],
+        "RECEIVED (UTC)": [row["received"][:16].replace("T", " ") for row in rows],
     }
     if known:
         columns["FILES"] = ["-" if row["files"] is None else str(row["files"]) for row in rows]
@@ -344,7 +344,7 @@ class _Entries:
         mode = stat.filemode(entry.mode | FORMAT_OF[entry.type])
         user = self._users.get(entry.uid, str(entry.uid))
         group = self._groups.get(entry.gid, str(entry.gid))
-        when = rfc3339(entry.mtime_ns, fraction=False)[:16].replace("T", " ")
+        when = rfc3339(entry.mtime_ns, fraction=False)[:16].replace("T", " ") + "Z"
         target = f" -> {shown_path(entry.target)}" if entry.target else ""
         return f"{mode} {user:<8} {group:<8} {entry.size:>12} {when} /{shown_path(path)}{target}"
 

@@ -328,6 +328,11 @@ def _(e: errors.DamageBlocks) -> Words:
     shown = "".join(f"\n  {line}" for line in e.detail[:10])
     more = f"\n  … and {len(e.detail) - 10} more" if len(e.detail) > 10 else ""
     hint = "see `packnback check`; mend it with `packnback check --repair`"
+    if e.what == "incomplete snapshots":
+        hint = (
+            "the next backup stores what is missing, where it still exists; to give up the snapshots that lack it"
+            " then: `packnback forget ID...`, `packnback compact --grace 0s`"
+        )
     if e.what == "snapshots that were put aside":
         hint = "what only they need would be lost for good: to give them up, delete these files, or add --force"
     return Words(f"nothing is deleted while damage stands ({e.what}):{shown}{more}", hint)

@@ -12,7 +12,7 @@ from packnback.cli.context import Context, current
 from packnback.cli.location import maintenance, reading
 from packnback.cli.options import Command, family
 from packnback.cli.quantities import counted, parse_age, parse_percent, parse_tag, rfc3339, shown_size
-from packnback.errors import UsageError
+from packnback.errors import DamageBlocks, UsageError
 from packnback.ids import short
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def compact(
     max_waste: MaxWaste = "10",
     dry_run: DryRun = False,
     force: Annotated[bool, typer.Option("--force", help="Go on against the clock guard or missing objects.")] = False,
-    wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait for a lock.")] = 0.0,
+    wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait for a lock.")] = 10.0,
 ) -> int:
     """Release what was forgotten long enough ago, and give back the space."""
     context = current(ctx)
@@ -133,7 +133,7 @@ def prune(
     max_waste: MaxWaste = "10",
     dry_run: DryRun = False,
     force: Force = False,
-    wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait for a lock.")] = 0.0,
+    wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait for a lock.")] = 10.0,
 ) -> int:
     """Forget by policy, then compact."""
     context = current(ctx)
@@ -146,7 +146,12 @@ def prune(
             _carry_out(repository, judged, dry_run=dry_run, force=force)
             names = {info.name: info.id.hex() for info in repository.snapshots()}
         _say_what_stands(context, judged, dry_run=dry_run)
-        done = maintenance(repository).compact(options)
+        try:
+            done = maintenance(repository).compact(options)
+        except DamageBlocks:
+            if not dry_run:
+                _take_back(repository, judged)
+            raise
     context.reporter.close()
     if context.output.json:
         verdicts = [_verdict_row(info, verdict) for info, verdict in judged]
@@ -167,6 +172,14 @@ def _say_what_stands(
             f"{counted(forgotten, 'snapshot')} had been forgotten by then (`packnback recover` takes that back);"
             " run it again to have their space back"
         )
+
+
+def _take_back(repository: Repository, judged: Iterable[tuple[SnapshotInfo, Verdict]]) -> None:
+    """Damage stops deletion: then what was about to be deleted is not forgotten either, nor does its time run."""
+    fresh = [info.name for info, verdict in judged if not verdict.keep and info.forgotten_ns is None]
+    if fresh:
+        with reading(repository):
+            maintenance(repository).recover(fresh)
 
 
 # --- deciding --------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from packnback.cli.look import open_all
 from packnback.cli.options import Command, family
 from packnback.cli.quantities import counted, shown_size
 from packnback.errors import AlreadyExists, KeyCannot, UsageError
+from packnback.ids import short
 from packnback.remote.destination import Destination
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def init(
         config_at(location.path)  # a damaged one is told as such: it is not the repository that has to make room
         raise AlreadyExists(location.path)
     bundle, made = _owner(context, owner)
+    snapshots = os.path.join(location.path, "snapshots")
+    again = os.path.isdir(snapshots) and bool(os.listdir(snapshots))
     repository = create_local(location.path, bundle.raw, context.watch)
     repository.close()
     if context.output.json:
@@ -58,9 +61,15 @@ def init(
                 "path": location.path,
                 "owner": bundle.owner_id.hex(),
                 "keys_made": made,
+                "config_remade": again,
             }
         )
-    context.output.remark(f"Made the repository {location.path}.")
+    if again:
+        identity = short(repository.config.repository_id)
+        context.output.remark(f"Made the lost config of {location.path} again: it is repository {identity}, as its")
+        context.output.remark("snapshots say. Nothing else was changed.")
+    else:
+        context.output.remark(f"Made the repository {location.path}.")
     if made:
         context.output.remark(f"Made the owner key {made[0]}")
         context.output.remark(f"and the put key    {made[1]}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -9,7 +10,7 @@ import typer
 
 from packnback.cli import words
 from packnback.cli.context import current
-from packnback.cli.history import unbroken
+from packnback.cli.history import alarms_of
 from packnback.cli.look import SnapshotWord, naming, open_word, path_of, reading
 from packnback.cli.options import Command, family
 from packnback.cli.output import path_fields, shown_path
@@ -28,6 +29,10 @@ app = family()
 
 _OBJECTS_TOLD = 20
 """So many damaged objects are told without ``-v``; paths are told always: they are what people look for."""
+_TROUBLES: dict[str, str] = {
+    "damage": "damaged or lost in the repository", "exists": "that stood there already", "refused": "refused",
+    "failed": "that could not be written", "attribute": "without all of their attributes",
+}  # fmt: skip
 _AGAIN = "what is there so far is whole; run it again with --overwrite changed"
 
 
@@ -72,19 +77,19 @@ def restore(
     started = time.monotonic()
     with reading(context, contents=True, action="restore") as reader:
         opened = open_word(reader, snapshot)
-        whole = unbroken(context, reader.repository)
+        alarms = alarms_of(context, reader.repository)
         context.when_stopped = _AGAIN
         with naming(opened):
             result = carry_out(reader, opened, to, options, context.watch)
     seconds = time.monotonic() - started
     context.reporter.close()
     if context.output.json:
-        context.output.document(_document(opened.info.id, result, seconds))
+        context.output.document({**_document(opened.info.id, result, seconds), "alarms": alarms})
     else:
         for problem in result.problems:
             context.output.problem(f"/{shown_path(problem.path)}: {_why(problem)}")
         _tell_restored(context, opened, result, seconds, dry_run=dry_run)
-    if result.damaged or not whole:
+    if result.damaged or alarms:
         return words.DAMAGED
     return words.INCOMPLETE if result.incomplete else words.DONE
 
@@ -102,6 +107,10 @@ def _tell_restored(
     gone = f", {result.deleted} deleted" if result.deleted else ""
     size = shown_size(result.bytes_restored)
     context.output.remark(f"{what} {verb}, {size}{kept}{gone}, in {shown_duration(seconds)}.")
+    kinds = Counter(str(problem.kind) for problem in result.problems)
+    told = [f"{kinds[kind]} {what}" for kind, what in _TROUBLES.items() if kinds[kind]]
+    if told:
+        context.output.line(f"Not as backed up (listed above): {', '.join(told)}.")
 
 
 def _why(problem: Problem | Affected) -> str:
@@ -127,6 +136,14 @@ def _document(snapshot_id: bytes, result: RestoreResult, seconds: float) -> dict
     }
 
 
+def _by_path(affected: list[Affected]) -> dict[str, list[bytes]]:
+    """For each path and what is wrong with it, the snapshots; a file is in many."""
+    found: dict[str, list[bytes]] = {}
+    for each in affected:
+        found.setdefault(f"/{shown_path(each.path)}: {_why(each)}", []).append(each.snapshot)
+    return found
+
+
 @app.command("verify", cls=Command, short_help="Decrypt and check everything (with a key).")
 def verify(
     ctx: typer.Context,
@@ -148,13 +165,13 @@ def verify(
             chosen = list({i.name: i for i in (resolve(word, infos) for word in snapshots)}.values())
         else:
             chosen = [info for info in infos if info.forgotten_ns is None]
-        whole = unbroken(context, reader.repository)
+        alarms = alarms_of(context, reader.repository)
         result = carry_out(reader, chosen, context.watch)
         if file is not None:
             file.writelines(f"{object_id.hex()}\n" for object_id in sorted(result.bad))
     context.reporter.close()
-    _tell_verified(context, result)
-    return words.DAMAGED if result.damaged or not whole else words.DONE
+    _tell_verified(context, result, alarms)
+    return words.DAMAGED if result.damaged or alarms else words.DONE
 
 
 def _create(path: str) -> TextIO:
@@ -165,7 +182,7 @@ def _create(path: str) -> TextIO:
         raise StorageFailed("write", path, reason_of(error)) from error
 
 
-def _tell_verified(context: Context, result: VerifyResult) -> None:
+def _tell_verified(context: Context, result: VerifyResult, alarms: list[str]) -> None:
     output = context.output
     if output.json:
         output.document(
@@ -181,6 +198,7 @@ def _tell_verified(context: Context, result: VerifyResult) -> None:
                     {"snapshot": a.snapshot.hex(), **path_fields(b"/" + a.path), "reason": _why(a)}
                     for a in result.affected
                 ],
+                "alarms": alarms,
             }
         )
         return
@@ -190,12 +208,16 @@ def _tell_verified(context: Context, result: VerifyResult) -> None:
         output.line(words.reason(error))
     if len(told) < len(bad):
         output.line(f"… and {counted(len(bad) - len(told), 'object')} more (to see all: -v)")
-    for affected in result.affected:
-        output.line(f"{short(affected.snapshot)}  /{shown_path(affected.path)}: {_why(affected)}")
+    for where, snapshots in _by_path(result.affected).items():
+        more = f" and in {counted(len(snapshots) - 1, 'other snapshot')}" if len(snapshots) > 1 else ""
+        output.line(f"{where} ({short(snapshots[-1])}{more})")
     what = f"{counted(result.snapshots, 'snapshot')}, {counted(result.objects, 'object')}"
-    found = "all is well"
+    found = "what is here is whole, but something is missing (see above)" if alarms else "all is well"
+    if not result.snapshots and not result.damaged:
+        output.remark("There are no snapshots to verify.")
+        return
     if result.damaged:
-        snapshots = len({affected.snapshot for affected in result.affected} | set(result.snapshots_bad))
+        touched = {affected.snapshot for affected in result.affected} | set(result.snapshots_bad)
         paths = counted(len({affected.path for affected in result.affected}), "path")
-        found = f"damage found: {counted(len(bad), 'object')}, {paths}, in {counted(snapshots, 'snapshot')}"
+        found = f"damage found: {counted(len(bad), 'object')}, {paths}, in {counted(len(touched), 'snapshot')}"
     output.remark(f"{what}, {shown_size(result.bytes_verified)} verified: {found}.")

@@ -13,11 +13,12 @@ from msgspec import Struct, field
 
 from packnback.errors import DamageBlocks
 from packnback.gc.whatif import pack_uses
+from packnback.ids import short
 from packnback.store.index import ReadTxn
 from packnback.store.interface import SnapshotInfo
 from packnback.store.quarantine import put_aside_snapshots
 from packnback.store.repository import LocalRepository
-from packnback.store.scrub import found_damaged
+from packnback.store.rot import damaged_packs
 
 DEFAULT_GRACE_NS = 7 * 86_400 * 10**9
 DEFAULT_MAX_WASTE = 0.10
@@ -74,11 +75,13 @@ def refuse_damage(
     if files:
         raise DamageBlocks("unreadable files", [f"{where}/{name}: {why}" for where, name, why in files])
     going = {i.name for i in expired}
-    incomplete = [i.name for i in infos if not i.complete and i.name not in going]
+    incomplete = [
+        f"{short(i.id)}, number {i.sequence} of {i.client}" for i in infos if not i.complete and i.name not in going
+    ]
     if incomplete and not force:
         raise DamageBlocks("incomplete snapshots", incomplete)
     with repository.read() as txn:
-        rotten = found_damaged(txn)
+        rotten = damaged_packs(txn)
     if rotten and not force:  # else a policy keeps, of two snapshots, the one that cannot be restored
         raise DamageBlocks("packs with damaged records", [name.hex() for name in rotten])
     aside = put_aside_snapshots(repository.ports.blobs)

@@ -8,14 +8,14 @@ at once more here: every live object in it also has to stand, verified, in a pac
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from packnback.errors import BlobMissing, DamageBlocks, StorageFailed
+from packnback.errors import BlobMissing, DamageBlocks, DiskFull, PacknbackError, StorageFailed, UnsupportedVersion
 from packnback.format import rows
 from packnback.format.pack import RecordRow
 from packnback.gc.copies import ROT, Copies, read_envelopes, read_records
 from packnback.ids import ObjectClass
-from packnback.store import adoption, layout
+from packnback.store import adoption, layout, rot
 from packnback.store.index import ReadTxn, WriteTxn
 from packnback.store.ledger import changing
 from packnback.store.objects import lookup, pack_row
@@ -98,8 +98,8 @@ class Rewriting:
             if self._repository.ports.fenced:
                 raise
             return  # a compaction elsewhere has deleted it, having copied what is needed
-        except ROT:
-            self._keep_rotten(name)
+        except ROT as problem:
+            self._keep_rotten(name, problem)
             return
         self.packs += 1
         for row, (data, record) in zip(live, copies, strict=True):
@@ -115,10 +115,13 @@ class Rewriting:
         self.copied.update(self._pending[object_class])
         self._pending[object_class].clear()
 
-    def _keep_rotten(self, name: bytes) -> None:
+    def _keep_rotten(self, name: bytes, problem: PacknbackError) -> None:
         if name not in self._condemned:
             self._leaving.discard(name)
         self.rotten.append(name.hex())
+        if not isinstance(problem, UnsupportedVersion):
+            with suppress(DiskFull):
+                rot.note(self._truth, self._index, name, None)
 
     def _confirm_live(self, txn: ReadTxn, name: bytes, found: int) -> None:
         """What was found by single lookups has to add up to what was confirmed by reading whole tables.
@@ -165,8 +168,8 @@ class Rewriting:
         """Whether every live object of the pack also stands, verified, in a pack that stays."""
         try:
             _, footer = adoption.read_footer(self._truth.blobs, name, self._truth.watch.counters)
-        except ROT:
-            self._keep_rotten(name)
+        except ROT as problem:
+            self._keep_rotten(name, problem)
             return False
         with self.reading() as txn:
             for row in footer.records:

@@ -128,7 +128,13 @@ class Link:
             raise self._failure or RemoteFailed(self._host, "connection-lost")
         # The far side has gone, and may have said why: the reader is about to find that.
         self._reader.join()
-        raise self._failure or self._lost()
+        raise self._failure or self._why_lost()
+
+    def _why_lost(self) -> RemoteFailed:
+        """Once both have greeted, there was a connection: whatever the status of ssh, it broke."""
+        error = self._lost()
+        greeted = self.welcome.done() and self.welcome.exception() is None
+        return RemoteFailed(error.host, "connection-lost", error.detail, error.address) if greeted else error
 
     def _ping(self) -> None:
         while not self._closing.wait(PING_S):
@@ -198,7 +204,7 @@ class Link:
                     self._tell(frame)  # who is told may take his time, and nobody else is to wait for him
                     continue
                 if isinstance(frame, Closed):
-                    raise self._lost()
+                    raise self._why_lost()
                 data = self._channel.read()
                 with self._state:
                     self._connection.receive(data or b"")

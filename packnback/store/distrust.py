@@ -1,7 +1,7 @@
 """What is there, but nobody relies on it when he asks whether something has to be stored.
 
 That is what stands in condemned packs alone (`packnback.store.condemned`), and what was damaged when it was read last
-(`packnback.store.scrub`): the next backup stores it again, as long as its client still has it, and not only after
+(`packnback.store.rot`): the next backup stores it again, as long as its client still has it, and not only after
 somebody has seen to the damage. `Standing` tells that of a tree of objects, because a page in a good pack may refer
 to data in a bad one.
 
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct, field
 
+from packnback.errors import IndexDamage
 from packnback.format import meta_rows, rows
 from packnback.format.record import split_refs
 from packnback.format.rows import ObjectRow
@@ -56,7 +57,7 @@ def distrusted(txn: ReadTxn) -> Distrusted:
         name = meta_rows.split_damaged_key(key)
         number = txn.get("pack_names", name)
         if number is not None:
-            damaged[rows.decode_number(name, number)] = meta_rows.decode_damaged(key, value)
+            damaged[rows.decode_number(name, number)] = _decoded(key, value)
     return Distrusted(condemned_numbers(txn), damaged)
 
 
@@ -68,6 +69,13 @@ def by_level(txn: ReadTxn, ids: Iterable[bytes]) -> list[bytes]:
 def _level(txn: ReadTxn, object_id: bytes) -> int:
     value = txn.get("objects", object_id)
     return 0 if value is None else rows.decode_object(object_id, value).level
+
+
+def _decoded(key: bytes, value: bytes) -> frozenset[bytes] | None:
+    try:
+        return meta_rows.decode_damaged(key, value)
+    except IndexDamage:
+        return None
 
 
 class Standing:

@@ -84,7 +84,7 @@ def open_local(
             blobs = FileBlobStore(resources.enter_context(closing(OsFileSystem(path, watch))))
             config = repository.read_config(blobs, path)
             remote = is_remote(path)
-            locks = FileLocks(path, remote=remote, sleep=sleep)
+            locks = FileLocks(path, remote=remote, sleep=sleep, note=lambda told: watch.progress.note(told))
             index, makeshift = _open_index(path, config.repository_id)
             ports = Ports(blobs, index, locks, time.time_ns, os.urandom, _scratch_index, watch, not remote, makeshift)
             return LocalRepository(path, config, ports, resources.pop_all())

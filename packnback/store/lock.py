@@ -42,6 +42,7 @@ from packnback.store.layout import GATE, LOCK
 
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.5
+_TOLD_AFTER_S: Final = 2.0
 _COMMAND_SHOWN_MAX: Final = 200
 _FENCE_AT: Final = 1 << 62
 """The byte that an exclusive lock takes, far behind everything that a lock on a stretch of the file would be for."""
@@ -92,8 +93,13 @@ class FileLocks:
         remote: bool = False,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`remote` tells whether `root` is on a file system that other machines have, see `mounts.is_remote`."""
+        """`remote` tells whether `root` is on a file system that other machines have, see `mounts.is_remote`.
+
+        `note` is told when somebody has to wait, and for whom.
+        """
+        self._note = note
         self._root = os.fspath(root)
         self._remote = remote
         self._sleep = sleep
@@ -114,7 +120,7 @@ class FileLocks:
 
     def _acquire(self, name: str, mode: int, start: float, wait_s: float, reading: bool) -> Held:
         path = os.path.join(self._root, name)
-        pause = _FIRST_PAUSE_S
+        pause, told = _FIRST_PAUSE_S, False
         while True:
             fd = _open_lock(path, reading)
             if fd is None:
@@ -129,8 +135,10 @@ class FileLocks:
                     continue  # it was replaced between opening and locking: that is no reason to wait
                 waited = self._monotonic() - start
                 if waited >= wait_s:
-                    holder = holder_of(fd) or ("unknown" if alone else "another machine")
-                    raise Locked(path, holder, waited_s=waited)
+                    raise Locked(path, _holder(fd, alone), waited_s=waited)
+                if waited >= _TOLD_AFTER_S and not told:
+                    told = True
+                    self._note(f"waiting for {path}, which is in use by {_holder(fd, alone)}")
             finally:
                 if fd >= 0:
                     os.close(fd)
@@ -241,6 +249,10 @@ def _is_at(fd: int, path: str) -> bool:
     except OSError as error:
         raise failure("lock", path, error) from error
     return os.path.samestat(os.fstat(fd), there)
+
+
+def _holder(fd: int, alone: bool) -> str:
+    return holder_of(fd) or ("another process" if alone else "another process, or another machine")
 
 
 def holder_of(fd: int) -> str | None:

@@ -1,4 +1,5 @@
-"""`quarantine/`: where damaged files are put aside. Nothing in the program ever deletes what stands there.
+"""`quarantine/`: where damaged files are put aside. Nothing in the program ever deletes what was put there. (Notes
+of what is damaged stand there, too: `packnback.store.rot`.)
 
 A copy is published in ``quarantine/`` first; only then the file leaves its place. A crash between the two leaves
 both, and the next repair finds the copy there.

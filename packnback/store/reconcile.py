@@ -30,7 +30,7 @@ from packnback.format.condemned import CondemnedList
 from packnback.format.rows import SnapshotRow
 from packnback.format.snapshot import KeptHeader
 from packnback.ids import ObjectClass
-from packnback.store import adoption, bulk, layout
+from packnback.store import adoption, bulk, layout, rot
 from packnback.store.adoption import FoundPack
 from packnback.store.index import Index, ReadTxn, T, WriteTxn
 from packnback.store.ledger import Ledger, changing
@@ -62,6 +62,12 @@ def reconcile(truth: Truth, index: Index, *, alone: bool = False) -> Reconciled:
 
     Raises IndexDamage for an index to be thrown away, be it another repository's.
     """
+    done = _bring_up(truth, index, alone=alone)
+    rot.bring_up(truth, index)
+    return done
+
+
+def _bring_up(truth: Truth, index: Index, *, alone: bool) -> Reconciled:
     with index.read() as txn:
         marked = _is_marked(truth, txn)
         _check_packs(txn)

@@ -19,6 +19,7 @@ from packnback.errors import (
     BlobMissing,
     DiskFull,
     FormatDamage,
+    IndexDamage,
     PackDamage,
     PacknbackError,
     StorageFailed,
@@ -30,7 +31,7 @@ from packnback.format import pack as pack_format
 from packnback.format import record as record_format
 from packnback.format.pack import EnvelopeRow, RecordRow
 from packnback.ids import KIB, Kind
-from packnback.store import adoption, catalog, layout
+from packnback.store import adoption, catalog, layout, rot
 from packnback.store.blobs import BlobStore
 from packnback.store.damage import Finding, snapshots_needing
 from packnback.store.fetch import locations
@@ -159,7 +160,7 @@ def choose(repository: LocalRepository, sample_percent: float = 100.0) -> list[b
         names = [key for key, _ in txn.scan("pack_names")]
         if sample_percent >= 100:
             return names
-        damaged = found_damaged(txn)
+        damaged = rot.damaged_packs(txn)
         read_at = {name: _read_at(txn, name) for name in set(names).difference(damaged)}
     others = sorted(read_at, key=lambda name: (read_at[name], name))
     return damaged + others[: math.ceil(len(others) * sample_percent / 100)]
@@ -167,12 +168,10 @@ def choose(repository: LocalRepository, sample_percent: float = 100.0) -> list[b
 
 def _read_at(txn: ReadTxn, name: bytes) -> int:
     key = meta_rows.read_at_key(name)
-    return meta_rows.decode_read_at(key, txn.get(meta_rows.TABLE, key))
-
-
-def found_damaged(txn: ReadTxn) -> list[bytes]:
-    """Packs that are there, and in which something was damaged when they were read last."""
-    return [meta_rows.split_damaged_key(key) for key, _ in txn.scan(meta_rows.TABLE, meta_rows.DAMAGED)]
+    try:
+        return meta_rows.decode_read_at(key, txn.get(meta_rows.TABLE, key))
+    except IndexDamage:  # nothing else follows from this row: no reason to make the index anew
+        return meta_rows.UNREAD
 
 
 def scrub(repository: LocalRepository, sample_percent: float = 100.0) -> list[Finding]:
@@ -196,34 +195,33 @@ def scrub(repository: LocalRepository, sample_percent: float = 100.0) -> list[Fi
 
 
 class _Memory:
-    """Notes in the index which packs were read, and what of them is damaged: nobody relies on that any more
-    (`packnback.store.distrust`). A full disk keeps nobody from reading on.
+    """Notes which packs were read, and what of them is damaged (`packnback.store.rot`). A full disk keeps nobody from
+    reading on.
     """
 
     def __init__(self, repository: LocalRepository) -> None:
         self._ports = repository.ports
+        self._truth = repository.truth
         self._full = False
 
     def note(self, scrubbed: ScrubbedPack) -> None:
         """This pack was read now."""
         if self._full:
             return
-        name = scrubbed.name
-        read_at, damaged = meta_rows.read_at_key(name), meta_rows.damaged_key(name)
-        now_ns = max(0, self._ports.now_ns())
-        bad = None if scrubbed.problem else sorted(scrubbed.bad)
+        name, index = scrubbed.name, self._ports.index
+        key = meta_rows.read_at_key(name)
+        value = meta_rows.encode_read_at(key, max(0, self._ports.now_ns()))
 
         def remember(txn: WriteTxn) -> None:
-            if txn.get("pack_names", name) is None:  # a compaction has deleted it meanwhile
-                return
-            txn.put(meta_rows.TABLE, read_at, meta_rows.encode_read_at(read_at, now_ns))
-            if scrubbed.good:
-                txn.delete(meta_rows.TABLE, damaged)
-            else:
-                txn.put(meta_rows.TABLE, damaged, meta_rows.encode_damaged(damaged, bad))
+            if txn.get("pack_names", name) is not None:  # a compaction may have deleted it meanwhile
+                txn.put(meta_rows.TABLE, key, value)
 
         try:
-            self._ports.index.write(remember)
+            if scrubbed.good:
+                rot.strike(self._truth, index, name)
+            else:
+                rot.note(self._truth, index, name, None if scrubbed.problem else scrubbed.bad)
+            index.write(remember)
         except DiskFull:
             self._full = True
             self._ports.watch.progress.note("the disk is full: which packs were read cannot be remembered")

@@ -55,7 +55,7 @@ def test_forget_and_recover(program: Program, ids: list[str]) -> None:
 def test_a_prune_that_waits_in_vain_says_what_it_has_forgotten(program: Program, ids: list[str]) -> None:
     with open(Path(program.environment["PACKNBACK_REPO"]) / "lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # as a backup holds it
-        told = program("prune", "--keep-newest", "1", "--json", code=6).json["error"]
+        told = program("prune", "--keep-newest", "1", "--wait", "0", "--json", code=6).json["error"]
     assert "2 snapshots had been forgotten" in told["hint"] and "recover" in told["hint"]
     program("recover", *ids[:2])
     assert set(states(program).values()) == {"live"}

@@ -109,6 +109,28 @@ def test_a_lost_pack_is_told_in_few_lines(repo: Repo, program: Program, tmp_path
     assert all(f"object {each} is missing" in told for each in digits)
 
 
+def test_a_prune_that_damage_stops_forgets_nothing(repo: Repo, program: Program) -> None:
+    """Else the next good moment would find what had already been given up on the day of the damage."""
+    victim = repo.packs(ObjectClass.DATA)[0]
+    victim.path.write_bytes(flip_at(victim.data, 2000))
+    program("check", "--read-data", code=4)
+    before = program("--json", "list", "--all").json
+    assert [row["state"] for row in before] == ["live", "live"]
+    error = program("--json", "prune", "--keep-newest", "1", code=4).json["error"]
+    assert error["kind"] == "damage-blocks"
+    assert program("--json", "list", "--all").json == before
+
+
+def test_a_list_of_bad_ids_ends_in_no_all_clear(repo: Repo, program: Program, tmp_path: Path) -> None:
+    document = program("--json", "check", "--read-data").json
+    assert document["damage"] == []
+    victim = repo.packs(ObjectClass.DATA)[0]
+    (tmp_path / "bad").write_text(f"{victim.footer.records[0].id.hex()}\n")
+    told = program("check", "--repair", "--bad", tmp_path / "bad", code=4).text
+    assert "What is wrong still" in told and "next backup" in told and "forget ID" in told
+    assert "No damage found" not in told
+
+
 def test_a_stray_file_is_for_people_to_look_at(repo: Repo, program: Program) -> None:
     (repo.path / "packs" / "00" / "notes.txt").write_text("not mine")
     told = program("check", code=4).text

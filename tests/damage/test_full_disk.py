@@ -154,7 +154,7 @@ def test_a_full_home_keeps_nobody_from_his_files(disk: Path, tmp_path: Path) -> 
     fill(disk)
     program.environment["XDG_STATE_HOME"] = str(disk / "state")
     told = program("-r", repo, "-v", "list")
-    assert first[:12] in told.text and "cannot be remembered: the disk is full" in told.err
+    assert first[:12] in told.text and "cannot be remembered here" in told.err and "the disk is full" in told.err
     program("-r", repo, "restore", second, "--to", tmp_path / "out")
     assert contents(tmp_path / "out" / str(tree).lstrip("/")) == contents(tree)
     assert program("-r", repo, "check").code == 0

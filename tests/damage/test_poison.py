@@ -67,6 +67,6 @@ def test_a_list_of_bad_ids_is_read_with_care(repo: Repo, cli: Cli, tmp_path: Pat
     assert cli(repo, "check", "--repair", "--bad", str(bad))[0] == 0
     bad.write_text("ab" * 31 + "\n")
     code, document = cli(repo, "check", "--repair", "--bad", str(bad))
-    assert code == 4 and document["error"]["kind"] == "format-damage" and "line 1" in document["error"]["where"]
+    assert code == 2 and document["error"]["kind"] == "usage-error" and "line 1" in document["error"]["message"]
     assert cli(repo, "check", "--bad", str(bad))[0] == 2, "--bad goes with --repair"
     assert cli(repo, "check", "--repair", "--bad", str(tmp_path / "missing"))[0] == 1

@@ -152,7 +152,7 @@ def test_compact_names_who_holds_the_lock(pruned: Program) -> None:
     holder = subprocess.Popen([sys.executable, "-c", holding, str(pruned.repo / "lock")], stdout=subprocess.PIPE)
     try:
         assert holder.stdout is not None and holder.stdout.readline()
-        error = json.loads(pruned.run("--json", "compact", expect=6).out)["error"]
+        error = json.loads(pruned.run("--json", "compact", "--wait", "1", expect=6).out)["error"]
         assert str(holder.pid) in error["message"]
     finally:
         holder.kill()

@@ -35,7 +35,8 @@ from packnback.store.local import create_local, open_local
 from packnback.store.packer import PackedEnvelope, Packer
 from packnback.store.repair import repair
 from packnback.store.repository import LocalRepository
-from packnback.store.scrub import choose, found_damaged, scrub
+from packnback.store.rot import damaged_packs
+from packnback.store.scrub import choose, scrub
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +114,8 @@ def test_what_is_remembered_of_a_pack_goes_with_it(repository: LocalRepository) 
     repository.reconcile()
     assert remembered() == packs - 1
     with repository.read() as txn:
-        assert found_damaged(txn) == []
+        assert damaged_packs(txn) == []
+    assert not list(Path(repository.location).glob("quarantine/*"))
     victim.write_bytes(rotten)
     repository.reconcile()
     assert victim.stem in {name.hex() for name in choose(repository, 1)}, "it is unread, and so the first to be read"
@@ -143,6 +145,81 @@ def test_what_is_known_to_be_rotten_is_stored_again(repository: LocalRepository)
     assert checked.repaired is not None and checked.repaired.packs == [victim.stem]
     assert checked.repaired.objects_lost == []
     assert not check_structure(repository).damage and not scrub(repository)
+
+
+def test_what_is_known_to_be_rotten_outlives_the_index(repository: LocalRepository) -> None:
+    """Another machine has another one, and anybody may throw it away at any time."""
+    files = tree_of(1)
+    client = backup(repository, files)
+    one, two = data_packs(repository)[:2]
+    flip(one, 2000)
+    assert scrub(repository)
+    repository.rebuild()
+    with repository.read() as txn:
+        assert damaged_packs(txn) == [bytes.fromhex(one.stem)]
+    with pytest.raises(DamageBlocks):
+        compact(repository, CompactOptions())
+    flip(two, two.stat().st_size - 3)  # its trailer: makes `check` build the index anew
+    maintenance = LocalMaintenance(repository)
+    checked = maintenance.check(CheckOptions(repair=True))
+    assert checked.repaired is not None and sorted(checked.repaired.packs) == sorted([one.stem, two.stem])
+    with repository.session(client.certificate) as session:
+        client.backup(session, files)
+    assert maintenance.check(CheckOptions(read_data=True)).standing == []
+    assert not [p for p in Path(repository.location).glob("quarantine/*") if p.name.startswith("rot-")]
+
+
+def test_rot_that_compaction_finds_is_remembered(repository: LocalRepository) -> None:
+    client = backup(repository, tree_of(1))
+    with repository.session(client.certificate) as session:
+        client.backup(session, dict(list(tree_of(1).items())[:3]))
+    first = repository.snapshots()[0].name
+    with repository.reading():
+        forget(repository, [first])
+    for path in data_packs(repository):
+        flip(path, 2000)
+    found = compact(repository, CompactOptions(grace_ns=0, max_waste=0.0))
+    assert found.rotten
+    with repository.read() as txn:
+        assert {name.hex() for name in damaged_packs(txn)} == set(found.rotten)
+    with pytest.raises(DamageBlocks):
+        compact(repository, CompactOptions(grace_ns=0))
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"ab\n", bytes(100)])
+def test_a_note_of_rot_that_cannot_be_read_means_the_whole_pack(repository: LocalRepository, content: bytes) -> None:
+    client = backup(repository, tree_of(1))
+    victim = data_packs(repository)[0]
+    (Path(repository.location) / "quarantine" / f"rot-{victim.stem}").write_bytes(content)
+    (Path(repository.location) / "quarantine" / "rot-of-another-kind").write_bytes(content)
+    name = bytes.fromhex(victim.stem)
+    with repository.session(client.certificate) as session:
+        with repository.read() as txn:
+            number = rows.decode_number(name, txn.get("pack_names", name) or b"")
+            inside = [key for key, value in txn.scan("objects") if rows.pack_of_object(value) == number]
+        assert inside and not any(session.has(inside))
+    assert not scrub(repository), "it is read, and is whole"
+    with repository.read() as txn:
+        assert damaged_packs(txn) == []
+
+
+def test_a_bit_in_what_is_remembered_of_a_reading_locks_nobody_out(repository: LocalRepository) -> None:
+    backup(repository, tree_of(1))
+    flip(data_packs(repository)[0], 2000)
+    assert scrub(repository)
+
+    def flip_rows(txn: WriteTxn) -> None:
+        for prefix in (meta_rows.read_at_key(b""), meta_rows.DAMAGED):
+            for key, value in list(txn.scan(meta_rows.TABLE, prefix)):
+                txn.put(meta_rows.TABLE, key, value[:-1] + bytes((value[-1] ^ 1,)))
+
+    repository.ports.index.write(flip_rows)
+    assert len(choose(repository, 1)) >= 1
+    with pytest.raises(DamageBlocks):
+        compact(repository, CompactOptions())
+    maintenance = LocalMaintenance(repository)
+    assert maintenance.check(CheckOptions()).standing
+    assert maintenance.check(CheckOptions(read_data=True, repair=True)).standing
 
 
 def test_nothing_of_a_pack_that_is_known_to_be_unreadable_counts(repository: LocalRepository) -> None:
