@@ -88,6 +88,8 @@ def open_each(reader: ObjectReader, infos: Iterable[SnapshotInfo], context: Cont
     """Those that can be opened; the others are complained of."""
     from packnback.restore.snapshot import open_snapshot
 
+    infos = list(infos)
+    reader.repository.expect_snapshots(info.name for info in infos)
     for info in infos:
         try:
             yield open_snapshot(reader, info)

@@ -53,8 +53,8 @@ def exclusive_bytes(index: Index, name: str) -> int:
     """What a snapshot alone holds: the bytes of the records that would die with it. Changes nothing."""
 
     def body(txn: WriteTxn) -> int:
-        before = sum(use.live_bytes for use in pack_uses(txn))
-        drop_snapshots(txn, [name])
-        return before - sum(use.live_bytes for use in pack_uses(txn))
+        with changing(txn) as ledger:
+            ledger.drop_snapshot(name)
+        return ledger.bytes_released
 
     return what_if(index, body)

@@ -6,7 +6,9 @@ sends, compares the owner with its own key; a head is the client's own only if i
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -35,7 +37,7 @@ from packnback.gc.maintenance import Checked, CheckOptions, Released
 from packnback.remote import failures, frames, values
 from packnback.remote.channel import Channel
 from packnback.remote.destination import Destination
-from packnback.remote.frames import GET_LIMIT, HAS_LIMIT, NAMES_LIMIT, PPM
+from packnback.remote.frames import GET_LIMIT, HAS_LIMIT, NAMES_LIMIT, PPM, Frame
 from packnback.remote.link import Link
 from packnback.remote.transport import SshTransport
 from packnback.store.damage import Finding
@@ -62,6 +64,10 @@ class Transport(Protocol):
         """Close what is left, once everything was read."""
 
 
+_SNAPSHOTS_AHEAD = 32
+"""So many snapshot files are asked for before the first one has come."""
+
+
 def open_ssh(
     destination: Destination, verbs: Sequence[str], watch: Watch, wait_s: float | None = None
 ) -> RemoteRepository:
@@ -86,6 +92,10 @@ class RemoteRepository:
         wait_s: float | None = None,
     ) -> None:
         self.location = location
+        self._expected: deque[str] = deque()
+        """Names of snapshots that will be asked for …"""
+        self._ahead: dict[str, Future[Frame]] = {}
+        """… and what is on its way already."""
         self.wait_s = SESSION_WAIT_S if wait_s is None else wait_s
         self._host = host
         self._transport = transport
@@ -157,7 +167,20 @@ class RemoteRepository:
 
     def read_snapshot(self, name: str) -> bytes:
         """See `interface.Repository.read_snapshot`."""
-        return bytes(self._link.call(frames.ReadSnapshot(name), frames.SnapshotFile).data)
+        answer = self._ahead.pop(name, None) or self._link.ask(frames.ReadSnapshot(name))
+        self._ask_ahead()
+        return bytes(self._link.wait(answer, frames.SnapshotFile).data)
+
+    def expect_snapshots(self, names: Iterable[str]) -> None:
+        """See `interface.Repository.expect_snapshots`."""
+        self._expected = deque(names)
+        self._ask_ahead()
+
+    def _ask_ahead(self) -> None:
+        while self._expected and len(self._ahead) < _SNAPSHOTS_AHEAD:
+            name = self._expected.popleft()
+            if name not in self._ahead:
+                self._ahead[name] = self._link.ask(frames.ReadSnapshot(name))
 
     def fetch(self, ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
         """See `interface.Repository.fetch`. Objects stream; the far side checks them, and chooses their order."""

@@ -37,6 +37,10 @@ class Change(Struct, frozen=True):
         return "metadata" if same_content(self.before, self.after) else "content"
 
 
+_AHEAD = 32
+"""Pages or tables that are read in one go on each side."""
+
+
 def same_content(a: Entry, b: Entry) -> bool:
     """Whether two entries surely have the same content, link target or device.
 
@@ -61,6 +65,8 @@ def diff(before: Listing, after: Listing) -> Iterator[Change | Hole]:
             old.drop()
             new.drop()
         elif opened := _to_open(old, new):
+            if (node := opened.to_be_read) is not None:
+                _fetch_ahead(old, new, node.depth)
             if (hole := opened.open()) is not None:
                 yield hole
         else:
@@ -68,6 +74,16 @@ def diff(before: Listing, after: Listing) -> Iterator[Change | Hole]:
             blind = change is not None and any(side.blind(change.path) for side in (old, new))
             if change is not None and not blind:
                 yield change
+
+
+def _fetch_ahead(old: _Side, new: _Side, depth: int | None) -> None:
+    """Read what will be opened next in one go, and not one after the other; nothing that is equal on both sides.
+
+    Of one depth: what lies below a node may be equal to what lies below one of the other side that is still closed.
+    """
+    for side, other in ((old, new), (new, old)):
+        shared = other.waiting(depth)
+        side.prefetch([object_id for object_id in side.waiting(depth) if object_id not in shared][:_AHEAD])
 
 
 class _Name(Struct, frozen=True):
@@ -98,6 +114,21 @@ class _Side:
 
     def drop(self) -> None:
         self._stack.pop()
+
+    @property
+    def to_be_read(self) -> Node | None:
+        """The head, if an object has to be read to open it."""
+        head = self.head
+        return head if isinstance(head, Node) and not self._listing.reader.holds(head.id) else None
+
+    def waiting(self, depth: int | None) -> dict[bytes, None]:
+        """The ids of the pages or tables of that depth that come next, in order."""
+        nodes = (item for item in reversed(self._stack) if isinstance(item, Node))
+        return dict.fromkeys(node.id for node in nodes if node.depth == depth)
+
+    def prefetch(self, ids: list[bytes]) -> None:
+        """Read these listing objects in one go."""
+        self._listing.reader.prefetch(ids)
 
     def open(self) -> Hole | None:
         """Replace the head, a node or group, by its parts; the hole that it turned out to be."""

@@ -20,6 +20,7 @@ from packnback import errors
 from packnback.format.entry import DIRECTORY, FILE, Entry, decode_block
 from packnback.format.listing import Group, Totals, decode_page, decode_table, path_key
 from packnback.ids import Kind
+from packnback.recent import Recent
 from packnback.restore.objects import ObjectReader
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ START: Key = (b"", 0)
 PART_END = 1 << 32
 PREFETCH = 8
 """Pages or tables read in one go while streaming."""
+_EXPANDED_KEPT = 32
 
 PROBLEMS = (errors.Damage, errors.EnvelopeRejected)
 """What makes a hole instead of ending everything."""
@@ -85,6 +87,8 @@ class Listing:
     def __init__(self, reader: ObjectReader, root: bytes) -> None:
         self.reader = reader
         self.root = Node(root, None)
+        self._expanded = Recent[bytes, tuple[Node, list[Node] | list[Group]]](_EXPANDED_KEPT)
+        """By id. Who looks for one path after the other passes by the same tables again and again."""
 
     def groups(self, under: bytes = b"") -> Iterator[Group | Hole]:
         """The directory `under` and all below it, depth first, in order."""
@@ -106,13 +110,15 @@ class Listing:
     def entry(self, path: bytes) -> Entry:
         """The entry at `path` (not the root's, which has none). Raises PathUnknown, or what cannot be read."""
         parent, _, name = path.rpartition(b"/")
-        for group in self.directory(parent):
-            if isinstance(group, Hole):
-                raise group.problem
-            entries = decode_group(group)
-            at = bisect_left(entries, name, key=lambda e: e.name)
-            if at < len(entries) and entries[at].name == name:
-                return entries[at]
+        parts = list(self.directory(parent))
+        groups = [part for part in parts if isinstance(part, Group)]
+        if len(groups) == len(parts) and (found := _bisected(groups, name)) is not None:
+            return found
+        for part in parts:  # it is not there, or something about the order of the parts is wrong
+            if isinstance(part, Hole):
+                raise part.problem
+            if (found := _named(part, name)) is not None:
+                return found
         raise errors.PathUnknown("/" + path.decode(errors="replace"))
 
     def lineage(self, path: bytes) -> list[tuple[bytes, Entry]]:
@@ -141,7 +147,12 @@ class Listing:
 
     def expand(self, node: Node) -> list[Node] | list[Group]:
         """What stands in a page (groups) or table (nodes). Raises Damage, also when it contradicts `node`."""
-        return self._page(node) if node.depth == 0 else self._table(node)
+        known = self._expanded.get(node.id)
+        if known is not None and known[0] == node:
+            return known[1]
+        inside = self._page(node) if node.depth == 0 else self._table(node)
+        self._expanded.note(node.id, (node, inside))
+        return inside
 
     def _page(self, node: Node) -> list[Group]:
         opened = self.reader.listing_object(node.id, Kind.PAGE)
@@ -195,6 +206,30 @@ def decode_group(group: Group) -> list[Entry]:
     except errors.FormatDamage as damage:
         where = "/" + group.path.decode(errors="replace")
         raise errors.FormatDamage(damage.what, damage.why, where) from damage
+
+
+def _bisected(parts: Sequence[Group], name: bytes) -> Entry | None:
+    """The entry of that name in the parts of a huge directory, whose names ascend."""
+    low, high = 0, len(parts)
+    while low < high:
+        middle = (low + high) // 2
+        entries = decode_group(parts[middle])
+        if entries and entries[-1].name < name:
+            low = middle + 1
+        elif entries and entries[0].name > name:
+            high = middle
+        else:
+            return _among(entries, name)
+    return None
+
+
+def _named(part: Group, name: bytes) -> Entry | None:
+    return _among(decode_group(part), name)
+
+
+def _among(entries: Sequence[Entry], name: bytes) -> Entry | None:
+    at = bisect_left(entries, name, key=lambda e: e.name)
+    return entries[at] if at < len(entries) and entries[at].name == name else None
 
 
 def totals_of(entry_lists: Sequence[Sequence[Entry]]) -> Totals:

@@ -103,6 +103,11 @@ class ObjectReader:
                 self._envelopes.popitem(last=False)
         return opened
 
+    def holds(self, object_id: bytes) -> bool:
+        """Whether a listing object is remembered, and need not be read."""
+        with self._lock:
+            return object_id in self._cache
+
     def open_many(self, ids: Sequence[bytes]) -> Iterator[Opened]:
         """Each of the (different) ids once, in the order in which the repository reads them.
 

@@ -68,7 +68,8 @@ def verify(reader: ObjectReader, infos: Iterable[SnapshotInfo], watch: Watch | N
     """Read everything that these snapshots reach. Raises KeyCannot for a key that does not open contents."""
     reader.require(ObjectClass.DATA)
     work = _Verification(reader, watch or Watch())
-    opened = []
+    opened, infos = [], list(infos)
+    reader.repository.expect_snapshots(info.name for info in infos)
     for info in infos:
         try:
             snapshot = open_snapshot(reader, info)

@@ -124,6 +124,9 @@ class Repository(Protocol):
     def read_snapshot(self, name: str) -> bytes:
         """A snapshot file's bytes (with receipt). Raises SnapshotUnknown."""
 
+    def expect_snapshots(self, names: Iterable[str]) -> None:
+        """These are about to be read, in this order: a repository that is far away may ask for some ahead."""
+
     def fetch(self, ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
         """Each object once, in the order in which they are cheapest to read, not in that of `ids`.
 

@@ -67,12 +67,15 @@ class Ledger:
         self._receipts.settle()
         self.txn.put(meta_rows.TABLE, meta_rows.NEXT_PACK, meta_rows.encode_next_pack(self.next_number))
 
+    @property
+    def bytes_released(self) -> int:
+        """Bytes of the records that have died by now because nothing refers to them any more."""
+        return self._live.bytes_released
+
     # --- packs ------------------------------------------------------------------------------------------
 
     def adopt_packs(self, packs: Iterable[FoundPack]) -> None:
-        """Add packs and a row for every record of them. The result is the same in any order, unless there are
-        conflicts.
-        """
+        """Add packs and a row for each record. The result is the same in any order, unless there are conflicts."""
         arrivals: list[_Arrival] = []
         for found in packs:
             if self.txn.get("pack_names", found.name) is None:

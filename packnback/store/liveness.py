@@ -30,6 +30,8 @@ class Liveness:
     def __init__(self, txn: WriteTxn) -> None:
         self._txn = txn
         self._packs: dict[int, PackRow] = {}
+        self.bytes_released = 0
+        """Of the records that have died."""
 
     def settle(self) -> None:
         """Write the packs' rows."""
@@ -101,6 +103,7 @@ class Liveness:
                 if value is not None:
                     row = rows.decode_object(object_id, value)
                     self.pack(row.pack).live_bytes -= row.length
+                    self.bytes_released += row.length
                     if row.kind != Kind.DATA:
                         work.append(object_id)
             if not work:

@@ -8,7 +8,7 @@ real ones.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 from msgspec import Struct, field
@@ -279,6 +279,9 @@ class LocalRepository:
             return self.ports.blobs.read(f"{layout.SNAPSHOTS}/{name}")
         except BlobMissing:
             raise SnapshotUnknown(name) from None
+
+    def expect_snapshots(self, names: Iterable[str]) -> None:
+        """See `interface.Repository.expect_snapshots`."""
 
     def fetch(self, ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
         """See `interface.Repository.fetch`."""

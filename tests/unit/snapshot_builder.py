@@ -50,6 +50,9 @@ class MemoryRepository:
             raise errors.SnapshotUnknown(name)
         return self.files[name]
 
+    def expect_snapshots(self, names: Iterable[str]) -> None:
+        """They are all here."""
+
     def fetch(self, ids: Sequence[bytes], *, checked: bool = True) -> Iterator[Fetched]:
         for wanted in sorted(ids):  # an order that is not the one asked for
             self.fetched.append(wanted)

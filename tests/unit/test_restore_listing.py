@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from packnback import errors
 from packnback.format.entry import Entry, encode_block
 from packnback.format.listing import Group, Totals, path_key
 from packnback.ids import Kind
+from packnback.restore import listing as listing_module
 from packnback.restore.listing import Hole, Listing
 from packnback.restore.objects import ObjectReader
 from packnback.restore.walk import Part, walk
@@ -86,6 +90,62 @@ def test_a_huge_directory_in_parts() -> None:
     with ObjectReader(client.repository, OWNER) as reader:
         assert len(list(Listing(reader, root).entries(b"big"))) == 21
         assert Listing(reader, root).entry(b"big/6-2").name == b"6-2"
+
+
+def test_a_name_in_a_huge_directory_is_looked_for_in_few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client()
+    tree: dict[object, list[Entry]] = {b"": [directory(b"big")]}
+    for part in range(64):
+        tree[b"big", part] = [other(b"%02d-%d" % (part, i), ord("p")) for i in range(0, 6, 2)]
+    root = client.listing(tree, per_page=2, fanout=4)  # type: ignore[arg-type]
+    decoded = 0
+    real = listing_module.decode_group
+
+    def count(group: Group) -> list[Entry]:
+        nonlocal decoded
+        decoded += 1
+        return real(group)
+
+    monkeypatch.setattr(listing_module, "decode_group", count)
+    with ObjectReader(client.repository, OWNER) as reader:
+        found = Listing(reader, root)
+        for part in (0, 1, 31, 62, 63):
+            for i in (0, 2, 4):
+                decoded = 0
+                assert found.entry(b"big/%02d-%d" % (part, i)).name == b"%02d-%d" % (part, i)
+                assert decoded <= 7
+        for unknown in (b"00", b"31-1", b"31-5", b"99"):
+            with pytest.raises(errors.PathUnknown):
+                found.entry(b"big/" + unknown)
+
+
+def test_tables_on_the_way_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client()
+    path = b"/".join(b"d%d" % i for i in range(40))
+    root = client.listing(plain([path + b"/leaf"]), per_page=2, fanout=4)
+    decoded = 0
+    real = listing_module.decode_table
+
+    def count(refs: Sequence[bytes], plaintext: bytes) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return real(refs, plaintext)
+
+    monkeypatch.setattr(listing_module, "decode_table", count)
+    with ObjectReader(client.repository, OWNER) as reader:
+        assert len(Listing(reader, root).lineage(path + b"/leaf")) == 41
+    assert decoded < 41
+
+
+def test_parts_in_the_wrong_order_hide_nothing() -> None:
+    client = Client()
+    tree: dict[object, list[Entry]] = {b"": [directory(b"big")]}
+    for part, name in enumerate((b"m", b"z", b"a")):
+        tree[b"big", part] = [other(name, ord("p"))]
+    root = client.listing(tree, per_page=1, fanout=2)  # type: ignore[arg-type]
+    with ObjectReader(client.repository, OWNER) as reader:
+        for name in (b"m", b"z", b"a"):
+            assert Listing(reader, root).entry(b"big/" + name).name == name
 
 
 def test_a_damaged_page_is_a_hole_and_the_rest_goes_on() -> None:
