@@ -281,8 +281,8 @@ class _Changed:
         self._signature = signature
         self._known = known
         self.some_known = known is not None
-        self._uses = known.row.uses if known is not None else {}
-        """Of the row that is to be replaced."""
+        self._row = known.row if known is not None else None
+        """As it stands in the cache, or is on its way there."""
         self._entries: dict[bytes, tuple[Entry, bytes]] | None = None
         self._file_system = file_system
         # Only stamps are kept, not what lstat said: a part may wait for its contents for long.
@@ -326,8 +326,19 @@ class _Changed:
             b"".join(stamps),
             _uses(files),
         )
-        self._memory.stored(self._key, row, self._uses)
-        self._uses = row.uses
+        before, self._row = self._row, row
+        if before is None or not _is_same(row, before):
+            self._memory.stored(self._key, row, before.uses if before is not None else {})
+
+
+def _is_same(row: PartRow, other: PartRow) -> bool:
+    """Whether there is nothing to be written. So it is with parts whose files are looked at one by one each time."""
+    if (row.signature, row.stamps, row.directories) != (other.signature, other.stamps, other.directories):
+        return False
+    if (list(row.users), list(row.groups)) != (list(other.users), list(other.groups)):
+        return False
+    mine, theirs = ([(list(b.ids), b.data, b.totals, b.level) for b in r.blocks] for r in (row, other))
+    return row.uses == other.uses and mine == theirs
 
 
 def _entries_of(row: PartRow) -> dict[bytes, tuple[Entry, bytes]]:

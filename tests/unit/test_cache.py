@@ -314,6 +314,38 @@ def test_other_options_and_other_roots_do_not_disturb_each_other(client: CachedC
     client.check_against_disk()
 
 
+def test_parts_with_hard_links_are_not_written_again(client: CachedClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files are looked at one by one; when nothing has changed, there is nothing new to remember."""
+    fill(client.source)
+    client.save()
+    written: list[bytes] = []
+    real = spool.Spool.part
+
+    def note(to: spool.Spool, key: bytes, value: bytes, more: dict[bytes, tuple[int, int]]) -> None:
+        written.append(key)
+        real(to, key, value, more)
+
+    monkeypatch.setattr(spool.Spool, "part", note)
+    saves = len(written)
+    real_save = client.save
+
+    def save() -> SaveResult:
+        nonlocal saves
+        saves = len(written)
+        return real_save()
+
+    monkeypatch.setattr(client, "save", save)
+    result = save_undisturbed(client)
+    assert len(written) == saves
+    assert result.files_unchanged == result.files
+    client.check_against_disk()
+    (client.source / "dir0" / "new").write_bytes(b"new")
+    settle()
+    save()
+    assert saves < len(written) <= saves + 4
+    client.check_against_disk()
+
+
 def test_hard_links_stay_together_when_the_device_changes_its_number(
     client: CachedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
