@@ -91,11 +91,11 @@ def _find_data(fd: int, size: int) -> Iterator[tuple[int, int]]:
     while end < size:
         try:
             begin = os.lseek(fd, end, os.SEEK_DATA)
+            end = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole from here on
+            if error.errno == errno.ENXIO:  # nothing but a hole from here on; or the file was cut off just now
                 return
             raise
         if begin >= size:
             return
-        end = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
         yield begin, end

@@ -156,7 +156,7 @@ def _tell_check(context: Context, document: dict[str, Any]) -> None:
         output.line("A gap in a chain can only be mended with the file that is missing. When it is gone for good:")
         output.line("packnback accept-rollback --reason TEXT")
     if not document["damage"] and not standing and not _repaired_anything(document):
-        output.line("No damage found.")
+        output.remark("No damage found.")
 
 
 def _repaired_anything(document: dict[str, Any]) -> bool:

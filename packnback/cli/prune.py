@@ -281,6 +281,8 @@ def _tell_verdicts(
         context.output.remark("No snapshots.")
     goes = "would go" if dry_run else "forgotten"
     for info, verdict in judged:
+        if verdict.keep and context.output.quiet:
+            continue
         mark = "stays" if verdict.keep else goes
         context.output.line(f"{short(info.id)}  {info.client}  {mark}: {', '.join(verdict.reasons)}")
     if undo and any(not verdict.keep and info.name not in released for info, verdict in judged):

@@ -323,6 +323,32 @@ def test_hard_links_share_a_key_and_are_read_once(bench: Bench) -> None:
     assert bench.watch.counters.files_opened == 2
 
 
+def test_a_sparse_file_that_is_cut_off_while_its_data_is_looked_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As log rotation does it. What is there then is taken, as of any other file that changes while it is read."""
+    path = bench.source / "log"
+    with path.open("wb") as file:
+        for number in range(8):
+            file.seek(number * MIB)
+            file.write(b"d" * 65536)
+        file.truncate(8 * MIB)
+    real, asked = os.lseek, 0
+
+    def lseek(fd: int, offset: int, whence: int) -> int:
+        nonlocal asked
+        found = real(fd, offset, whence)
+        asked += whence == os.SEEK_DATA
+        if whence == os.SEEK_DATA and asked == 4:
+            os.truncate(path, MIB)
+        return found
+
+    monkeypatch.setattr("packnback.backup.runs.os.lseek", lseek)
+    result = bench.save()
+    assert asked >= 4
+    assert result.errors == [] and result.files == 1
+
+
 def test_holes_stay_holes(bench: Bench) -> None:
     draw = random.Random(3)
     islands = {3 * MIB: draw.randbytes(700_000), 9 * MIB: draw.randbytes(5000), 30 * MIB: draw.randbytes(1)}
