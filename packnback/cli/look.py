@@ -37,6 +37,7 @@ _TYPES = {
     ord("f"): "file", ord("d"): "dir", ord("l"): "symlink", ord("p"): "fifo",
     ord("c"): "char", ord("b"): "block", ord("s"): "socket",
 }  # fmt: skip
+_OPENED_AT_ONCE = 16
 _MARKS = {"added": "+", "removed": "-", "type": "T", "content": "M", "metadata": "U"}
 
 
@@ -84,17 +85,26 @@ def open_all(
         return list(open_each(reader, infos, context))
 
 
-def open_each(reader: ObjectReader, infos: Iterable[SnapshotInfo], context: Context) -> Iterator[Snapshot]:
-    """Those that can be opened; the others are complained of."""
+def open_each(
+    reader: ObjectReader, infos: Iterable[SnapshotInfo], context: Context, *, listings: bool = False
+) -> Iterator[Snapshot]:
+    """Those that can be opened; the others are complained of. With `listings`, they are about to be read, too."""
     from packnback.restore.snapshot import open_snapshot
 
     infos = list(infos)
     reader.repository.expect_snapshots(info.name for info in infos)
-    for info in infos:
-        try:
-            yield open_snapshot(reader, info)
-        except (Damage, EnvelopeRejected) as error:
-            context.reporter.complain(words.words(error).message)
+    for at in range(0, len(infos), _OPENED_AT_ONCE):
+        opened = []
+        for info in infos[at : at + _OPENED_AT_ONCE]:
+            try:
+                opened.append(open_snapshot(reader, info))
+            except (Damage, EnvelopeRejected) as error:
+                context.reporter.complain(words.words(error).message)
+        if listings:
+            from packnback.restore.listing import prefetch_tops
+
+            prefetch_tops(reader, [snapshot.header.root for snapshot in opened])
+        yield from opened
 
 
 def _row(info: SnapshotInfo, metadata: Metadata | None) -> dict[str, Any]:
@@ -229,7 +239,7 @@ def find(
         infos = [i for i in reader.repository.snapshots() if _state(i) == "live"]
         told: _Entries | None = None
         searched = 0
-        for opened in [open_word(reader, snapshot)] if snapshot else open_each(reader, infos, context):
+        for opened in [open_word(reader, snapshot)] if snapshot else open_each(reader, infos, context, listings=True):
             searched += 1
             told = _Entries(context, opened.metadata, long=long, of=opened, after=told, prefixed=snapshot is None)
             for item in look.find(listing_of(reader, opened), os.fsencode(pattern)):

@@ -141,7 +141,8 @@ class Listing:
     def totals(self) -> Totals | None:
         """What the root claims of the whole snapshot: for progress, not for decisions. None if unreadable."""
         try:
-            return sum((node.totals for node in self._table(self.root) if node.totals), Totals())
+            nodes = (node for node in self.expand(self.root) if isinstance(node, Node))
+            return sum((node.totals for node in nodes if node.totals), Totals())
         except PROBLEMS:
             return None
 
@@ -197,6 +198,20 @@ class Listing:
             self.reader.prefetch([child.id for child in batch])
             for child in batch:
                 yield from self._stream(child, low, high)
+
+
+def prefetch_tops(reader: ObjectReader, roots: Sequence[bytes]) -> None:
+    """Read the roots of several listings in one go, and then what comes first below them."""
+    roots = list(dict.fromkeys(roots))
+    reader.prefetch(roots)
+    below: list[bytes] = []
+    for root in roots:
+        try:
+            inside = Listing(reader, root).expand(Node(root, None))
+        except PROBLEMS:
+            continue  # whoever reads it is told
+        below += [node.id for node in inside[:PREFETCH] if isinstance(node, Node)]
+    reader.prefetch(below)
 
 
 def decode_group(group: Group) -> list[Entry]:

@@ -204,8 +204,9 @@ class ObjectReader:
         return Opened(parsed.id, parsed.kind, parsed.refs, plaintext)
 
     def _remember(self, opened: Opened) -> None:
+        before = self._cache.pop(opened.id, None)
         self._cache[opened.id] = opened
-        self._cached_bytes += len(opened.plaintext)
+        self._cached_bytes += len(opened.plaintext) - (len(before.plaintext) if before is not None else 0)
         while self._cached_bytes > CACHE_LIMIT and len(self._cache) > 1:
             _, dropped = self._cache.popitem(last=False)
             self._cached_bytes -= len(dropped.plaintext)
