@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,9 +40,9 @@ def new(
     from packnback.crypto.keys import OwnerKey
 
     context = current(ctx)
-    # There is no older key whose passphrase --passphrase-file could mean.
+    # There is no older key whose passphrase --passphrase-file, or the command, could mean.
     source = new_passphrase_file or context.settings.passphrase_file
-    _write(context, file, OwnerKey.generate(), protect, source)
+    _write(context, file, OwnerKey.generate(), protect, source, by_command=True)
     context.output.remark("Keep a copy of it offline. Without it no backup can be read, by anyone.")
 
 
@@ -142,10 +143,16 @@ def passphrase_(
     context.output.remark(f"{file} is {'no longer' if remove else 'now'} protected by a passphrase.")
 
 
-def _write(context: Context, path: str, key: Key, protect: bool, passphrase_file: str | None) -> None:
+def _write(
+    context: Context, path: str, key: Key, protect: bool, passphrase_file: str | None, *, by_command: bool = False
+) -> None:
     from packnback.crypto.keyfile import write_key
 
-    chosen = _chosen(path, passphrase_file) if protect or passphrase_file else None
+    chosen = None
+    if protect and not passphrase_file and by_command and (command := os.environ.get(passphrase.COMMAND_VARIABLE)):
+        chosen = passphrase.from_command(command)
+    elif protect or passphrase_file:
+        chosen = _chosen(path, passphrase_file)
     write_key(path, key, chosen)
     facts = {**_facts(path, key), "protected": chosen is not None}
     if context.output.json:

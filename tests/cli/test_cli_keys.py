@@ -113,6 +113,8 @@ def test_passphrases(keys: Program) -> None:
     assert shown["fingerprint"] == made["fingerprint"]
     command = {"PACKNBACK_PASSPHRASE_COMMAND": "cat 'one'"}
     assert keys("key", "show", "safe.key", "--json", environment=command).json["kind"] == "owner"
+    keys("key", "new", "new.key", "--passphrase", environment=command)
+    assert keys("key", "show", "new.key", "--passphrase-file", "one", "--json").json["kind"] == "owner"
     wrong = keys("key", "show", "safe.key", "--passphrase-file", "two", "--json", code=5)
     assert wrong.json["error"]["kind"] == "wrong-passphrase"
 
