@@ -147,9 +147,9 @@ def _tell_check(context: Context, document: dict[str, Any]) -> None:
     if "repaired" not in document and kinds - {CHAIN, _STRANGER, _OBJECT}:
         output.line("`packnback verify` (with a key) tells which files it means; `packnback check --repair` mends.")
     if _OBJECT in kinds:
-        output.line("What is missing comes back with the next backup, where it still exists. Where it does not, the")
-        output.line("files that need it are lost (`packnback verify`, with a key, tells which). To give up those")
-        output.line("snapshots: `packnback forget ID...`, then `packnback compact --grace 0s`.")
+        output.line("The next backup stores what still exists, and older snapshots get back pieces of large files.")
+        output.line("Files that need what is missing then are lost in these snapshots: `packnback verify`, with a")
+        output.line("key, tells which. To give up these: `packnback forget ID...`, `packnback compact --grace 0s`.")
     if _STRANGER in kinds:
         output.line("Stray files are in nobody's way, and no repair touches them: look at them, then delete them.")
     if CHAIN in kinds:

@@ -330,8 +330,8 @@ def _(e: errors.DamageBlocks) -> Words:
     hint = "see `packnback check`; mend it with `packnback check --repair`"
     if e.what == "incomplete snapshots":
         hint = (
-            "the next backup stores what is missing, where it still exists; to give up the snapshots that lack it"
-            " then: `packnback forget ID...`, `packnback compact --grace 0s`"
+            "the next backup may bring back what is missing; to give up the snapshots that lack it then:"
+            " `packnback forget ID...`, `packnback compact --grace 0s`"
         )
     if e.what == "snapshots that were put aside":
         hint = "what only they need would be lost for good: to give them up, delete these files, or add --force"
