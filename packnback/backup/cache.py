@@ -79,9 +79,13 @@ def cache_directory() -> bytes:
     return posixpath.join(base, b"packnback")
 
 
-def place_of(base: bytes, repository_id: bytes, location: str, put_key: PutKey) -> bytes:
-    """Where under `base` the cache for one key and one repository at one place stands."""
-    name = H(put_key.certificate.hash + os.fsencode(location))[:16]
+def place_of(base: bytes, repository_id: bytes, put_key: PutKey) -> bytes:
+    """Where under `base` the cache for one key and one repository stands, wherever that one is just now.
+
+    A disk is mounted elsewhere, a host gets another name. What a cache claims to be there is asked of the repository
+    in any case, so a copy that has less costs time at the most.
+    """
+    name = H(put_key.certificate.hash)[:16]
     return posixpath.join(base, repository_id.hex().encode(), b"client-" + name.hex().encode())
 
 

@@ -175,7 +175,7 @@ class _Run:
                 Pipeline(session, put_key, repository_id, compression=options.compression, watch=watch)
             )
             if options.cache_directory is not None:
-                place = cache.place_of(options.cache_directory, repository_id, repository.location, put_key)
+                place = cache.place_of(options.cache_directory, repository_id, put_key)
                 self._reuse = stack.enter_context(self._remembering(place, pipeline, repository_id))
             tree = TreeStore(pipeline, put_key, self._cuts, self._reuse, self._report, watch)
             publisher = Publisher(session, chain, put_key, repository_id, pipeline.sealer)

@@ -6,6 +6,7 @@ import base64
 import filecmp
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,21 @@ def test_paths_that_are_not_there(program: Program, source: Path) -> None:
     assert len(program("list", "--json").json) == snapshots
     done = program("backup", source, "/no/such", "--json", code=3).json
     assert [error["path"] for error in done["errors"]] == ["/no/such"]
+
+
+def test_a_repository_that_has_moved_is_known_again(program: Program, tmp_path: Path) -> None:
+    """A disk that is mounted elsewhere, a host by another name: no reason to read terabytes once more."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(20):
+        (tree / f"{number}").write_bytes(b"%d" % number * 1000)
+    old, new = tmp_path / "old", tmp_path / "new"
+    program("init", "-r", old, "--owner", program.home / ".config/packnback/owner.key")
+    program("backup", tree, "-r", old)
+    time.sleep(0.5)  # until what has just been written is surely told apart
+    assert program("backup", tree, "-r", old, "--json").json["files_unchanged"] == 20
+    old.rename(new)
+    assert program("backup", tree, "-r", new, "--json").json["files_unchanged"] == 20
 
 
 def test_a_path_that_is_a_link_is_told(program: Program, source: Path) -> None:

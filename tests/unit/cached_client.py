@@ -65,7 +65,7 @@ class CachedClient:
         """Where the cache stands."""
         repository = self.repository
         base = os.fsencode(self.base / "cache")
-        return cache_module.place_of(base, repository.config.repository_id, repository.location, KEY)
+        return cache_module.place_of(base, repository.config.repository_id, KEY)
 
     def rows(self) -> list[tuple[bytes, bytes, bytes]]:
         """(table, key, value) of every row."""
