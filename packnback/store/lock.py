@@ -97,7 +97,8 @@ class FileLocks:
     ) -> None:
         """`remote` tells whether `root` is on a file system that other machines have, see `mounts.is_remote`.
 
-        `note` is told when somebody has to wait, and for whom.
+        `note` is told when somebody has to wait. Not for whom: he may be on another machine, and that is none of his
+        business there.
         """
         self._note = note
         self._root = os.fspath(root)
@@ -138,7 +139,7 @@ class FileLocks:
                     raise Locked(path, _holder(fd, alone), waited_s=waited)
                 if waited >= _TOLD_AFTER_S and not told:
                     told = True
-                    self._note(f"waiting for {path}, which is in use by {_holder(fd, alone)}")
+                    self._note("waiting: the repository is in use by another process")
             finally:
                 if fd >= 0:
                     os.close(fd)

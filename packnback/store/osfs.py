@@ -190,7 +190,7 @@ class OsFileSystem:
             told, self._told_unsyncable = self._told_unsyncable, True
         if not told:
             self._watch.progress.note(
-                f"{self.root}: this file system cannot sync directories; "
+                "the repository's file system cannot sync directories; "
                 "after a power cut, names that were just written may be missing"
             )
 

@@ -326,3 +326,22 @@ def test_a_repository_that_cannot_be_written_is_read_without_lock(
     with FileLocks(tmp_path / "empty").shared(0, reading=True) as held:
         assert not held.locked
         held.confirm()
+
+
+def test_who_waits_is_told_that_and_nothing_about_the_machine(tmp_path: Path) -> None:
+    """Clients on other machines are told as well, whose business neither paths nor processes are."""
+    now, notes = [0.0], list[str]()
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    locks = FileLocks(tmp_path, sleep=sleep, monotonic=lambda: now[0], note=notes.append)
+    with locks.exclusive(0):
+        with pytest.raises(Locked):
+            locks.shared(1)
+        assert notes == []
+        with pytest.raises(Locked) as told:
+            locks.shared(30)
+    assert str(os.getpid()) in told.value.holder
+    [note] = notes
+    assert str(tmp_path) not in note and "pid" not in note

@@ -186,11 +186,42 @@ def test_rot_that_compaction_finds_is_remembered(repository: LocalRepository) ->
         compact(repository, CompactOptions(grace_ns=0))
 
 
+def test_a_new_note_of_rot_stands_before_the_old_one_goes(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup(repository, tree_of(1))
+    victim = data_packs(repository)[0]
+    flip(victim, 2000)
+    assert scrub(repository)
+
+    def notes() -> list[Path]:
+        return sorted(Path(repository.location).glob(f"quarantine/rot-{victim.stem}-*"))
+
+    [first] = notes()
+    real, seen = FileBlobStore.delete, list[int]()
+
+    def delete(blobs: FileBlobStore, name: str) -> None:
+        seen.append(len(notes()))
+        real(blobs, name)
+
+    monkeypatch.setattr(FileBlobStore, "delete", delete)
+    flip(victim, victim.stat().st_size // 2)
+    assert scrub(repository)
+    [second] = notes()
+    assert second != first and seen == [2]
+    first.write_bytes(b"")  # as after a crash between the two: then both count
+    repository.rebuild()
+    with repository.read() as txn:
+        key = meta_rows.damaged_key(bytes.fromhex(victim.stem))
+        assert meta_rows.decode_damaged(key, txn.get(meta_rows.TABLE, key) or b"") is None
+    assert scrub(repository) and notes() == [second]
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"ab\n", bytes(100)])
 def test_a_note_of_rot_that_cannot_be_read_means_the_whole_pack(repository: LocalRepository, content: bytes) -> None:
     client = backup(repository, tree_of(1))
     victim = data_packs(repository)[0]
-    (Path(repository.location) / "quarantine" / f"rot-{victim.stem}").write_bytes(content)
+    (Path(repository.location) / "quarantine" / f"rot-{victim.stem}-{0:016x}").write_bytes(content)
     (Path(repository.location) / "quarantine" / "rot-of-another-kind").write_bytes(content)
     name = bytes.fromhex(victim.stem)
     with repository.session(client.certificate) as session:
